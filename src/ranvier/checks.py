@@ -1,0 +1,65 @@
+"""The wording of errors that several parts share: what came, what was expected, what to do."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+
+def shape_of(tensor: Tensor) -> str:
+    """Shape as it is written in messages, `[4, 16, 10]`."""
+    return str(list(tensor.shape))
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raise unless `value` is greater than zero."""
+    if not value > 0:
+        raise ValueError(f"{name} is {value}, but must be greater than 0.")
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raise unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(map(repr, choices))}.")
+
+
+def check_sequence(name: str, tensor: Tensor) -> None:
+    """Raise unless `tensor` is a time-first sequence `[T, B, ...]` with at least one step."""
+    if tensor.ndim < 2:
+        raise ValueError(
+            f"{name} has shape {shape_of(tensor)}, but must be time-first, [T, B, ...]. "
+            f"For a single step add the time axis: {name}.unsqueeze(0)."
+        )
+    if tensor.shape[0] == 0:
+        raise ValueError(f"{name} has shape {shape_of(tensor)}: T = 0 steps. Pass at least one step.")
+
+
+def check_logits(logits: Tensor, labels: Tensor | None = None) -> None:
+    """Raise unless `logits` is `[T, B, K]` and `labels`, if given, is `[B]` of an integer type."""
+    if logits.ndim != 3:
+        raise ValueError(
+            f"logits have shape {shape_of(logits)}, but must be [T, B, K]: one row of class scores per step and sample. "
+            "A model of ranvier.models returns this; for the output of a single step use logits.unsqueeze(0)."
+        )
+    if logits.shape[0] == 0:
+        raise ValueError(f"logits have shape {shape_of(logits)}: T = 0 steps. Run the model for at least one step.")
+    if labels is None:
+        return
+    if labels.shape != logits.shape[1:2] or labels.dtype.is_floating_point:
+        raise ValueError(
+            f"labels have shape {shape_of(labels)} and dtype {labels.dtype}, but logits {shape_of(logits)} need "
+            f"[{logits.shape[1]}] class indices (torch.int64)."
+        )
+
+
+def check_labels(labels: Tensor, num_classes: int) -> None:
+    """Raise, naming the first offender, unless every label lies in `0 .. num_classes - 1`.
+
+    Reads the values, which waits for the device: call it once per data set, not once per batch.
+    """
+    wrong = ((labels < 0) | (labels >= num_classes)).nonzero()
+    if len(wrong):
+        index = int(wrong[0, 0])
+        raise ValueError(
+            f"label {int(labels[index])} at index {index} is out of range for {num_classes} classes (0 to "
+            f"{num_classes - 1}); {len(wrong)} of {len(labels)} labels are. Fix the labels or num_classes."
+        )

@@ -1,0 +1,42 @@
+"""What a neuron computes: pure functions, the reference that everything faster is tested against."""
+
+from ranvier.dynamics.burst import LIFBParams, lifb_scan, lifb_step
+from ranvier.dynamics.integrate_and_fire import (
+    IFParams,
+    LIFParams,
+    PLIFParams,
+    if_scan,
+    if_step,
+    lif_scan,
+    lif_step,
+    plif_scan,
+    plif_step,
+)
+from ranvier.dynamics.reset import Reset, reset
+from ranvier.dynamics.scan import NeuronState, scan
+from ranvier.dynamics.surrogate import ATan, Rectangle, Sigmoid, Surrogate, Triangle, spike
+
+__all__ = [
+    "ATan",
+    "IFParams",
+    "LIFBParams",
+    "LIFParams",
+    "NeuronState",
+    "PLIFParams",
+    "Rectangle",
+    "Reset",
+    "Sigmoid",
+    "Surrogate",
+    "Triangle",
+    "if_scan",
+    "if_step",
+    "lif_scan",
+    "lif_step",
+    "lifb_scan",
+    "lifb_step",
+    "plif_scan",
+    "plif_step",
+    "reset",
+    "scan",
+    "spike",
+]

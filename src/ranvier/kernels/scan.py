@@ -1,0 +1,91 @@
+"""The scans of `ranvier.dynamics`, made fast: same names, same signatures, plus `implementation=`.
+
+`compiled` is the reference itself, put through torch.compile: the loop over T unrolls and fuses to one pass over memory,
+and the backward pass keeps only the input and recomputes the potential. T is static; batch and feature sizes are
+dynamic, so a smaller last batch does not compile again. A Triton scan for GPUs will be one more implementation here.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ranvier import dynamics
+from ranvier.dynamics import NeuronState
+from ranvier.dynamics.scan import Step, check_scan
+from ranvier.kernels.dispatch import Implementation, choose, run_size
+
+Scan = Callable[..., tuple[Tensor, NeuronState]]
+
+RECOMPILE_LIMIT = 64
+"""Combinations of T, dtype, memory layout and parameters that one scan may meet in a process."""
+
+
+def scan(
+    step: Step,
+    current: Tensor,
+    state: NeuronState | None,
+    params: Any,
+    *learned: Tensor,
+    implementation: Implementation = "auto",
+) -> tuple[Tensor, NeuronState]:
+    """Run any step function over time: `ranvier.dynamics.scan`, for neurons of your own.
+
+    Args:
+        step: Pure function `step(current, v, params, *learned) -> (spikes, v)` of one step, a module-level function.
+        current: Input, `[T, B, ...]`.
+        state: Carried from an earlier call, or None for rest.
+        params: Frozen dataclass of plain numbers (hashable).
+        learned: Tensors that train.
+        implementation: `auto`, `reference` or `compiled`; see `explain`.
+
+    Raises:
+        RuntimeError: `compiled` was asked for and cannot run here.
+    """
+    check_scan(current, state)
+    choice = choose(implementation, current.device, run_size(current))
+    if choice.implementation == "reference":
+        return dynamics.scan(step, current, state, params, *learned)
+    return _compiled(dynamics.scan, step, params, current.shape[0])(step, _sizes_open(current), state, params, *learned)
+
+
+def _with_implementation(reference: Scan) -> Scan:
+    """`reference` with the extra argument `implementation=`."""
+
+    @functools.wraps(reference)
+    def run(
+        current: Tensor,
+        state: NeuronState | None,
+        params: Any,
+        *learned: Tensor,
+        implementation: Implementation = "auto",
+    ) -> tuple[Tensor, NeuronState]:
+        check_scan(current, state)
+        choice = choose(implementation, current.device, run_size(current))
+        if choice.implementation == "reference":
+            return reference(current, state, params, *learned)
+        return _compiled(reference, None, params, current.shape[0])(_sizes_open(current), state, params, *learned)
+
+    return run
+
+
+@functools.cache
+def _compiled(reference: Scan, step: Step | None, params: Any, steps: int) -> Scan:
+    """The compiled reference for one set of constants; each has its own count of recompilations."""
+    return torch.compile(reference, fullgraph=True, recompile_limit=RECOMPILE_LIMIT, isolate_recompiles=True)
+
+
+def _sizes_open(current: Tensor) -> Tensor:
+    """A view whose sizes after T the compiler treats as variable (`dynamic=True` would open the neuron's numbers too)."""
+    view = current.view_as(current)  # the mark stays off the caller's tensor
+    for axis in range(1, view.ndim):
+        torch._dynamo.maybe_mark_dynamic(view, axis)
+    return view
+
+
+if_scan = _with_implementation(dynamics.if_scan)
+lif_scan = _with_implementation(dynamics.lif_scan)
+plif_scan = _with_implementation(dynamics.plif_scan)
+lifb_scan = _with_implementation(dynamics.lifb_scan)

@@ -1,0 +1,107 @@
+"""Losses on logits over time, `[T, B, K]`."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ranvier.checks import check_logits, check_positive
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy of the mean logits.
+
+        L = -log softmax(1/T sum_t logits[t])[label],    mean over the batch
+
+    Args:
+        logits: `[T, B, K]`.
+        labels: Class indices, `[B]`.
+        label_smoothing: Share of the target that is spread over all classes.
+
+    Returns:
+        Scalar.
+
+    Raises:
+        ValueError: Wrong shapes or dtype.
+
+    >>> round(cross_entropy(torch.zeros(4, 1, 10), torch.tensor([3])).item(), 4)  # log 10
+    2.3026
+    """
+    check_logits(logits, labels)
+    return F.cross_entropy(logits.mean(0), labels, label_smoothing=label_smoothing)
+
+
+def tet(
+    logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0, mean: float = 1.0, weight: float = 0.05
+) -> Tensor:
+    """Temporal efficient training: cross-entropy at every step, and a pull of all logits to a common mean.
+
+        L = (1 - weight) 1/T sum_t CE(logits[t], label) + weight MSE(logits, mean)
+
+    Args:
+        logits: `[T, B, K]`.
+        labels: Class indices, `[B]`.
+        label_smoothing: Share of the target that is spread over all classes.
+        mean: Value that logits are pulled to (in the paper, the threshold of the output).
+        weight: Share of the pull, in [0, 1].
+
+    Returns:
+        Scalar.
+
+    Raises:
+        ValueError: Wrong shapes or dtype, or `weight` outside [0, 1].
+
+    Source: Deng et al. 2022 (TET), equations 9 to 11.
+    """
+    check_logits(logits, labels)
+    if not 0 <= weight <= 1:
+        raise ValueError(f"weight is {weight}, but must lie in [0, 1].")
+    steps = logits.shape[0]
+    each_step = F.cross_entropy(logits.flatten(0, 1), labels.repeat(steps), label_smoothing=label_smoothing)
+    return (1 - weight) * each_step + weight * (logits - mean).square().mean()
+
+
+def temporal_consistency(logits: Tensor, *, temperature: float = 4.0) -> Tensor:
+    """Temporal consistency (ETC): every step teaches every other step.
+
+        P[t] = softmax(logits[t] / temperature)
+        L    = temperature^2 / (T (T - 1)) sum_t sum_{m != t} KL(P[m] || P[t]),   P[m] as teacher detached
+
+    It is computed in O(T): for each student t all teachers together act as their mean, Q[t] = (sum_m P[m] - P[t]) / (T - 1).
+    The gradient is that of the all-pairs form,
+
+        dL/dlogits[t] = temperature / ((T - 1) B) (P[t] - mean_m P[m]),
+
+    which sums to zero over t: the loss never moves the mean logit, it only draws the steps together.
+
+    Args:
+        logits: `[T, B, K]` with T >= 2.
+        temperature: Softens the distributions.
+
+    Returns:
+        Scalar: sum over classes, mean over the batch. Zero if all steps agree.
+
+    Raises:
+        ValueError: Fewer than two steps, a wrong shape, or a temperature that is not positive.
+
+    Source: Zhao et al. 2025, equations 9 to 13. Differs from it in: O(T); the paper prints the gradient with
+    temperature^2, the true factor is temperature.
+
+    >>> temporal_consistency(torch.ones(4, 2, 10)).item()
+    0.0
+    """
+    check_logits(logits)
+    check_positive("temperature", temperature)
+    steps, batch, _ = logits.shape
+    if steps < 2:
+        raise ValueError(
+            "temporal consistency compares time steps, but the logits have T = 1. "
+            "Train with at least two steps (the network may be run with one afterwards), or leave this loss out."
+        )
+    student = F.log_softmax(logits / temperature, dim=-1)
+    p = student.detach().exp()
+    teacher = (p.sum(0, keepdim=True) - p) / (steps - 1)
+    # KL(P_m || P_t) = entropy part of the teachers - cross part; the teachers' part carries no gradient but makes the
+    # value a divergence: zero when all steps agree.
+    entropy = (p * student.detach()).sum()
+    divergence = entropy - (teacher * student).sum()
+    return temperature**2 / (steps * batch) * divergence

@@ -1,0 +1,21 @@
+"""Modules: neurons as drop-in activations, time folding, normalisation, readout."""
+
+from ranvier.nn.neurons import IF, LIF, LIFB, PLIF
+from ranvier.nn.normalization import BatchNorm
+from ranvier.nn.readout import Readout
+from ranvier.nn.time import Carry, TimeFolded, fire, fold_time, repeat, unfold_time
+
+__all__ = [
+    "IF",
+    "LIF",
+    "LIFB",
+    "PLIF",
+    "BatchNorm",
+    "Carry",
+    "Readout",
+    "TimeFolded",
+    "fire",
+    "fold_time",
+    "repeat",
+    "unfold_time",
+]

@@ -1,0 +1,211 @@
+"""Neurons as activations: parameters in, a scan called, spikes out.
+
+Every neuron takes the channel count first, so that a model can build it from its class alone (`neuron=LIF`), and is
+stateless: a call starts from rest unless the caller passes the state that an earlier call returned.
+"""
+
+import math
+from typing import Literal, overload
+
+import torch
+from torch import Tensor, nn
+
+from ranvier import kernels
+from ranvier.checks import check_choice
+from ranvier.dynamics import IFParams, LIFBParams, LIFParams, NeuronState, PLIFParams, Reset, Surrogate, Triangle
+from ranvier.kernels.dispatch import IMPLEMENTATIONS, Implementation
+
+
+class _Neuron(nn.Module):
+    """Shared by the neurons below: the call. A subclass builds `params` and names its scan."""
+
+    params: IFParams | LIFParams | PLIFParams | LIFBParams
+
+    def __init__(self, implementation: Implementation) -> None:
+        super().__init__()
+        check_choice("implementation", implementation, IMPLEMENTATIONS)
+        self.implementation: Implementation = implementation
+
+    def scan(self, current: Tensor, state: NeuronState | None) -> tuple[Tensor, NeuronState]:
+        """Run all steps: the kernel of this neuron with its parameters."""
+        raise NotImplementedError
+
+    @overload
+    def forward(
+        self, current: Tensor, state: NeuronState | None = ..., *, return_state: Literal[False] = ...
+    ) -> Tensor: ...
+    @overload
+    def forward(
+        self, current: Tensor, state: NeuronState | None = ..., *, return_state: Literal[True]
+    ) -> tuple[Tensor, NeuronState]: ...
+    def forward(
+        self, current: Tensor, state: NeuronState | None = None, *, return_state: bool = False
+    ) -> Tensor | tuple[Tensor, NeuronState]:
+        """Spikes `[T, B, ...]` for `current` `[T, B, ...]`; with `return_state` also the state to pass to the next call."""
+        spikes, after = self.scan(current, state)
+        return (spikes, after) if return_state else spikes
+
+    def extra_repr(self) -> str:
+        """Parameters, as printed."""
+        return ", ".join(f"{name}={value}" for name, value in vars(self.params).items())
+
+
+class IF(_Neuron):
+    """Integrate-and-fire neuron without leak: `ranvier.dynamics.if_scan` as a module.
+
+        h = v + x;  s = (h >= v_threshold);  v = h (1 - s)
+
+    Args:
+        num_channels: Not used; accepted so that models can build any neuron alike.
+        v_threshold: Firing threshold.
+        reset: `hard` or `soft`.
+        detach_reset: Whether the gradient ignores the reset.
+        surrogate: Gradient of the spike.
+        implementation: `auto`, `reference` or `compiled`.
+
+    >>> IF()(torch.full((4, 1, 1), 0.25)).flatten().tolist()
+    [0.0, 1.0, 0.0, 1.0]
+    """
+
+    def __init__(
+        self,
+        num_channels: int | None = None,
+        *,
+        v_threshold: float = 0.5,
+        reset: Reset = "hard",
+        detach_reset: bool = True,
+        surrogate: Surrogate | None = None,
+        implementation: Implementation = "auto",
+    ) -> None:
+        super().__init__(implementation)
+        self.params = IFParams(v_threshold, reset, detach_reset, surrogate or Triangle())
+
+    def scan(self, current: Tensor, state: NeuronState | None) -> tuple[Tensor, NeuronState]:
+        """Run `if_scan`."""
+        return kernels.if_scan(current, state, self.params, implementation=self.implementation)
+
+
+class LIF(_Neuron):
+    """Leaky integrate-and-fire neuron: `ranvier.dynamics.lif_scan` as a module.
+
+        h = v + (x - v) / tau;  s = (h >= v_threshold);  v = h (1 - s)
+
+    Args:
+        num_channels: Not used; accepted so that models can build any neuron alike.
+        tau: Membrane time constant [steps, >= 1].
+        v_threshold: Firing threshold.
+        reset: `hard` or `soft`.
+        detach_reset: Whether the gradient ignores the reset.
+        surrogate: Gradient of the spike.
+        implementation: `auto`, `reference` or `compiled`.
+
+    >>> lif = LIF(tau=2.0, v_threshold=0.5)
+    >>> lif(torch.full((3, 1, 1), 0.6)).flatten().tolist()
+    [0.0, 0.0, 1.0]
+    """
+
+    def __init__(
+        self,
+        num_channels: int | None = None,
+        *,
+        tau: float = 2.0,
+        v_threshold: float = 0.5,
+        reset: Reset = "hard",
+        detach_reset: bool = True,
+        surrogate: Surrogate | None = None,
+        implementation: Implementation = "auto",
+    ) -> None:
+        super().__init__(implementation)
+        self.params = LIFParams(v_threshold, reset, detach_reset, surrogate or Triangle(), tau)
+
+    def scan(self, current: Tensor, state: NeuronState | None) -> tuple[Tensor, NeuronState]:
+        """Run `lif_scan`."""
+        return kernels.lif_scan(current, state, self.params, implementation=self.implementation)
+
+
+class PLIF(_Neuron):
+    """Leaky integrate-and-fire neuron with a learned time constant, one per layer: `ranvier.dynamics.plif_scan`.
+
+        h = v + (x - v) / tau,  tau = 1 + exp(-decay);  s = (h >= v_threshold);  v = h (1 - s)
+
+    Args:
+        num_channels: Not used; accepted so that models can build any neuron alike.
+        tau: Initial membrane time constant [steps, > 1].
+        v_threshold: Firing threshold.
+        reset: `hard` or `soft`.
+        detach_reset: Whether the gradient ignores the reset.
+        surrogate: Gradient of the spike.
+        implementation: `auto`, `reference` or `compiled`.
+
+    Raises:
+        ValueError: `tau` is not greater than 1, where its parameter would be infinite.
+    """
+
+    def __init__(
+        self,
+        num_channels: int | None = None,
+        *,
+        tau: float = 2.0,
+        v_threshold: float = 0.5,
+        reset: Reset = "hard",
+        detach_reset: bool = True,
+        surrogate: Surrogate | None = None,
+        implementation: Implementation = "auto",
+    ) -> None:
+        super().__init__(implementation)
+        if not tau > 1:
+            raise ValueError(f"tau is {tau}, but a learned time constant must start above 1 step; the default is 2.")
+        self.params = PLIFParams(v_threshold, reset, detach_reset, surrogate or Triangle())
+        self.decay = nn.Parameter(torch.tensor(-math.log(tau - 1)))
+
+    @property
+    def tau(self) -> float:
+        """Present membrane time constant [steps]."""
+        return 1 + math.exp(-float(self.decay))
+
+    def scan(self, current: Tensor, state: NeuronState | None) -> tuple[Tensor, NeuronState]:
+        """Run `plif_scan`."""
+        return kernels.plif_scan(current, state, self.params, self.decay, implementation=self.implementation)
+
+
+class LIFB(_Neuron):
+    """Burst neuron with a learned burst strength per channel: `ranvier.dynamics.lifb_scan` as a module.
+
+        h = v + (x - v) / tau
+        s = 0 below v_threshold,  1 from v_threshold,  strength[c] from 2 v_threshold
+        v = 0 after a spike or a burst
+
+    Args:
+        num_channels: Channels C of the input `[T, B, C, ...]`.
+        burst_init: Initial strength of every channel. At 1 the neuron starts as a LIF neuron, as the paper prints; 2 is
+            what its published numbers suggest.
+        tau: Membrane time constant [steps, >= 1].
+        v_threshold: Firing threshold; the burst threshold is twice that.
+        reset: `hard` or `soft`.
+        detach_reset: Whether the gradient ignores the reset.
+        surrogate: Gradient of either comparator.
+        implementation: `auto`, `reference` or `compiled`.
+
+    >>> LIFB(1, burst_init=1.5)(torch.tensor([0.6, 1.2, 2.4]).view(3, 1, 1)).flatten().tolist()
+    [0.0, 1.0, 1.5]
+    """
+
+    def __init__(
+        self,
+        num_channels: int,
+        *,
+        burst_init: float = 2.0,
+        tau: float = 2.0,
+        v_threshold: float = 0.5,
+        reset: Reset = "hard",
+        detach_reset: bool = True,
+        surrogate: Surrogate | None = None,
+        implementation: Implementation = "auto",
+    ) -> None:
+        super().__init__(implementation)
+        self.params = LIFBParams(v_threshold, reset, detach_reset, surrogate or Triangle(), tau)
+        self.strength = nn.Parameter(torch.full((num_channels,), float(burst_init)))
+
+    def scan(self, current: Tensor, state: NeuronState | None) -> tuple[Tensor, NeuronState]:
+        """Run `lifb_scan`."""
+        return kernels.lifb_scan(current, state, self.params, self.strength, implementation=self.implementation)

@@ -1,0 +1,61 @@
+"""How layers and neurons are put together: a block hands carried states on, everything else is an ordinary layer."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from ranvier.nn.normalization import BatchNorm, Statistics
+from ranvier.nn.time import Carry, TimeFolded, fire
+
+NeuronFactory = Callable[[int], nn.Module]
+"""Builds the activation for a channel count: a neuron class, or `lambda channels: LIFB(channels, burst_init=1.0)`."""
+
+
+class Block(nn.Module, ABC):
+    """A part of a network that contains neurons. Its `forward` takes the carry and hands it to them in a fixed order."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
+        """Map `[T, B, ...]` to `[T, B, ...]`."""
+
+
+class Activation(Block):
+    """Any activation as a block: a neuron of `ranvier.nn`, or a stateless one such as `nn.ReLU`."""
+
+    def __init__(self, neuron: nn.Module) -> None:
+        super().__init__()
+        self.neuron = neuron
+
+    def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
+        """Map currents `[T, B, ...]` to spikes `[T, B, ...]`."""
+        return fire(self.neuron, x, carry)
+
+
+class Chain(Block):
+    """Layers and blocks one after the other."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
+        """Run the layers in order on `[T, B, ...]`."""
+        for layer in self.layers:
+            x = layer(x, carry) if isinstance(layer, Block) else layer(x)
+        return x
+
+
+def conv_norm(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int = 3,
+    *,
+    stride: int = 1,
+    statistics: Statistics = "folded",
+    gain: float = 1.0,
+) -> nn.Sequential:
+    """Convolution without bias that keeps the image size (at stride 1), then batch normalisation, on `[T, B, C, H, W]`."""
+    conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    return nn.Sequential(TimeFolded(conv), BatchNorm(out_channels, statistics=statistics, gain=gain))

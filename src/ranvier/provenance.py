@@ -1,0 +1,73 @@
+"""Where a number comes from: versions, device, commit. The one module that reads the environment."""
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+PACKAGES = ("ranvier", "torch", "numpy", "accelerate", "datasets", "kornia", "safetensors")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, ranvier and the packages that can change a result."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    # The wheel's metadata drops the build tag that tells a CPU from a CUDA build.
+    found["torch"] = torch.__version__
+    return found
+
+
+def device_name(device: torch.device | str = "cpu") -> str:
+    """Name of the hardware behind `device`, as it is stated beside results."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{_processor_name()}, {torch.get_num_threads()} threads"
+
+
+def commit() -> str | None:
+    """Commit of the checkout that ranvier runs from, with `+changes` if it was edited; None for an installed wheel."""
+    folder = Path(__file__).parent
+    if shutil.which("git") is None:
+        return None
+    git = ["git", "-C", str(folder)]
+    head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
+    tracked = subprocess.run([*git, "ls-files", "--error-unmatch", __file__], capture_output=True, check=False)
+    if head.returncode or tracked.returncode:
+        return None
+    changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=False)
+    return head.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
+
+
+def cpp_compiler() -> str | None:
+    """Path of the C++ compiler that torch.compile would use on the CPU: `$CXX` or the first of g++, clang++."""
+    candidates = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++"]
+    if sys.platform == "win32":
+        candidates.append("cl")
+    return next((path for name in candidates if (path := shutil.which(name))), None)
+
+
+def cache_folder() -> Path:
+    """Folder for decoded data sets: `$RANVIER_CACHE`, else `$XDG_CACHE_HOME/ranvier`, else `~/.cache/ranvier`."""
+    if own := os.environ.get("RANVIER_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ranvier"
+
+
+def _processor_name() -> str:
+    """Processor model, from /proc/cpuinfo where there is one."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
