@@ -62,7 +62,7 @@ class Augmentation:
             generator: On the CPU, whatever device the images are on.
 
         Returns:
-            Uniform numbers in [0, 1), float64 `[count, 11]`; row i decides all that happens to image i.
+            Uniform numbers in [0, 1), float64 `[count, 10]`; row i decides all that happens to image i.
 
         Raises:
             ValueError: `generator` is not on the CPU.
@@ -79,7 +79,7 @@ class Augmentation:
 
         Args:
             images: uint8 `[B, C, H, W]` on any device. Not modified.
-            draws: The rows of `draw` that belong to them, `[B, 11]`.
+            draws: The rows of `draw` that belong to them, `[B, 10]`.
 
         Returns:
             uint8 `[B, C, H, W]`, on the device of `images`.

@@ -98,13 +98,12 @@ def auto_augment(images: Tensor, draws: Tensor) -> Tensor:
         for row, sub_policy in enumerate(sub_policies):
             step = CIFAR10_POLICY[sub_policy][position]
             if chances[row] < step.probability:
-                sign = 1 if signs[row] < 0.5 else -1
+                amount = _AMOUNTS[step.operation](step.magnitude, 1 if signs[row] < 0.5 else -1)
                 rows[step.operation].append(row)
-                amounts[step.operation].append(_AMOUNTS[step.operation](step.magnitude, sign) * side.get(step.operation, 1))
+                amounts[step.operation].append(amount * side.get(step.operation, 1))
         for operation, members in rows.items():
             index = to_device(torch.tensor(members), images.device)
-            amount = torch.tensor(amounts[operation], dtype=torch.float64)
-            images[index] = OPERATIONS[operation](images[index], amount)
+            images[index] = OPERATIONS[operation](images[index], torch.tensor(amounts[operation], dtype=torch.float64))
     return images
 
 
@@ -124,7 +123,7 @@ def invert(images: Tensor, amount: Tensor) -> Tensor:
 
 def solarize(images: Tensor, amount: Tensor) -> Tensor:
     """Invert pixels at or above the threshold `amount` (`PIL.ImageOps.solarize`)."""
-    threshold = to_device(amount.ceil().int(), images.device)[:, None, None, None]  # x >= t is x >= ceil(t) for integers
+    threshold = to_device(amount.ceil().int(), images.device)[:, None, None, None]  # pixels are integers
     return torch.where(images < threshold, images, 255 - images)
 
 
@@ -137,7 +136,8 @@ def posterize(images: Tensor, amount: Tensor) -> Tensor:
 def autocontrast(images: Tensor, amount: Tensor) -> Tensor:
     """Stretch each channel to 0..255; `amount` is not used (`PIL.ImageOps.autocontrast`)."""
     low, high = (edge.double()[:, :, None, None] for edge in (images.amin((2, 3)), images.amax((2, 3))))
-    scale = 255.0 / (high - low)  # infinite for a flat channel, which stays as it is
+    # Not 255 / x, which torch computes as 255 * (1 / x). Infinite for a flat channel, which stays as it is.
+    scale = torch.full_like(low, 255) / (high - low)
     stretched = (images * scale - low * scale).clamp(0, 255).nan_to_num().to(torch.uint8)
     return torch.where(high > low, stretched, images)
 

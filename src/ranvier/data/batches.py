@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 
 import numpy as np
@@ -18,9 +19,9 @@ from ranvier.data.images import ImageSet, StreamedImages
 class Batches:
     """Image batches, each a pure function of the settings, the epoch and the batch's number.
 
-    No random state exists: the order follows from (seed, epoch), the augmentation from (seed, epoch, batch). So training
-    resumes at any batch without stored state, bit for bit, and each of several processes sees exactly its slice of
-    what one process would see.
+    No random state exists: the order follows from (seed, epoch), the augmentation from (seed, epoch, batch). So
+    training resumes at any batch without stored state, bit for bit, and each of several processes sees exactly its
+    slice of what one process would see.
 
     An `ImageSet` is moved to `device` once and stays there; no batch waits for the device. `StreamedImages` are decoded
     by worker processes.
@@ -118,7 +119,7 @@ class Batches:
             ValueError: `epoch` or `start` is out of range.
         """
         if epoch < 0 or not 0 <= start <= len(self):
-            raise ValueError(f"epoch {epoch}, start {start}: expected epoch >= 0 and start in 0..{len(self)} (batches).")
+            raise ValueError(f"epoch is {epoch}, start {start}; expected epoch >= 0 and start in 0..{len(self)}.")
         return self._epoch(epoch, start)  # a generator of its own, so that the check above runs at the call
 
     def _epoch(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -128,9 +129,7 @@ class Batches:
             order = torch.arange(len(self.images))
         sizes = [min(self.batch_size, len(order) - batch * self.batch_size) for batch in range(len(self))]
         slices = [slice(self.rank * size // self.world, (self.rank + 1) * size // self.world) for size in sizes]
-        indices = [
-            order[batch * self.batch_size :][: sizes[batch]][slices[batch]] for batch in range(start, len(self))
-        ]
+        indices = [order[batch * self.batch_size :][: sizes[batch]][slices[batch]] for batch in range(start, len(self))]
         for batch, (images, labels) in enumerate(self._fetch(indices), start):
             if self.augment is not None:
                 draws = self.augment.draw(sizes[batch], _generator(self.seed, epoch, batch))
@@ -148,7 +147,7 @@ class Batches:
             _Rows(self.images),
             sampler=[index.tolist() for index in indices],
             batch_size=None,
-            num_workers=self.num_workers,
+            num_workers=min(self.num_workers, os.cpu_count() or 1),  # torch warns about more
             generator=torch.Generator(),  # or the loader would take a number from the global one
         )
         for images, labels in loader:

@@ -1,7 +1,23 @@
-"""Networks: plain functions that build them. `neuron=` is a neuron class or any factory called with the channel count."""
+"""Networks: plain functions that build them. `neuron=` is a neuron class or any factory called with a channel count."""
 
 from ranvier.models.mlp import mlp
 from ranvier.models.network import Network
-from ranvier.models.vgg import snn6, vgg, vgg16, vggsnn
+from ranvier.models.resnet import resnet19, resnet20
+from ranvier.models.sew_resnet import sew_resnet18, sew_resnet34
+from ranvier.models.spikformer import spikformer
+from ranvier.models.vgg import conv4, snn6, vgg, vgg16, vggsnn
 
-__all__ = ["Network", "mlp", "snn6", "vgg", "vgg16", "vggsnn"]
+__all__ = [
+    "Network",
+    "conv4",
+    "mlp",
+    "resnet19",
+    "resnet20",
+    "sew_resnet18",
+    "sew_resnet34",
+    "snn6",
+    "spikformer",
+    "vgg",
+    "vgg16",
+    "vggsnn",
+]

@@ -1,6 +1,7 @@
 """Multilayer perceptron."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import nn
 
@@ -25,12 +26,13 @@ def mlp(sizes: Sequence[int], *, neuron: NeuronFactory = LIF) -> Network:
     """
     if len(sizes) < 3:
         raise ValueError(
-            f"sizes is {list(sizes)}, but a spiking MLP needs input, at least one hidden layer, and classes: [64, 32, 10]."
+            f"sizes is {list(sizes)}, but a spiking MLP needs input, at least one hidden layer, and classes: "
+            "[64, 32, 10]."
         )
     first, *hidden, num_classes = sizes
     widths = list(hidden)
     layers: list[nn.Module] = [Activation(neuron(widths[0]))]
-    for narrow, wide in zip(widths, widths[1:], strict=False):
+    for narrow, wide in pairwise(widths):
         layers += [TimeFolded(nn.Linear(narrow, wide)), Activation(neuron(wide))]
     encoder = TimeFolded(nn.Flatten(1), nn.Linear(first, widths[0]))
     return Network(encoder, Chain(*layers), Readout(widths[-1], num_classes), frame_dims=(2, 4))

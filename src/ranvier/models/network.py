@@ -5,6 +5,7 @@ from typing import Literal, overload
 
 from torch import Tensor, nn
 
+from ranvier.checks import shape_of
 from ranvier.dynamics import NeuronState
 from ranvier.nn import Carry, repeat
 from ranvier.nn.structure import Block
@@ -16,24 +17,31 @@ class Network(nn.Module):
 
         logits = readout(body(encoder(images)))
 
-    The encoder holds the layers before the first neuron. They have no memory, so a constant input (direct coding) passes
-    them once, whatever the number of steps, and the first neurons receive the same current at every step.
+    The encoder holds the layers before the first neuron. They have no memory, so a constant input (direct coding)
+    passes them once, whatever the number of steps, and the first neurons receive the same current at every step.
 
     Args:
         encoder: Stateless layers on `[T, B, ...]`.
         body: Everything with neurons, `[T, B, ...]` to features `[T, B, ...]`.
         readout: Features to logits `[T, B, K]`.
         frame_dims: Ranks that one step of input may have; `(4,)` for `[B, C, H, W]`.
+        image_size: Height and width that images must have, or None where the network takes any.
     """
 
     def __init__(
-        self, encoder: nn.Module, body: Block, readout: nn.Module, frame_dims: tuple[int, ...] = (4,)
+        self,
+        encoder: nn.Module,
+        body: Block,
+        readout: nn.Module,
+        frame_dims: tuple[int, ...] = (4,),
+        image_size: int | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.body = body
         self.readout = readout
         self.frame_dims = frame_dims
+        self.image_size = image_size
 
     @overload
     def forward(
@@ -74,9 +82,14 @@ class Network(nn.Module):
             Logits `[T, B, K]`; with `return_state` also the state of every neuron, in the order in which they run.
 
         Raises:
-            ValueError: Wrong rank, missing or zero steps, or a state of another network or batch size.
+            ValueError: Wrong rank or image size, missing or zero steps, or a state of another network or batch size.
         """
         x, steps = steps_of(images, self.frame_dims, steps)
+        if self.image_size is not None and x.shape[-2:] != (self.image_size, self.image_size):
+            raise ValueError(
+                f"images have shape {shape_of(images)}, {x.shape[-2]}x{x.shape[-1]} pixels, but this network was built "
+                f"for {self.image_size}x{self.image_size}. Resize them, or build it with their image_size."
+            )
         current = self.encoder(x)
         if len(x) != steps:
             current = repeat(current, steps)

@@ -13,7 +13,7 @@ NeuronFactory = Callable[[int], nn.Module]
 
 
 class Block(nn.Module, ABC):
-    """A part of a network that contains neurons. Its `forward` takes the carry and hands it to them in a fixed order."""
+    """A part of a network that contains neurons. Its `forward` hands the carry to them in a fixed order."""
 
     @abstractmethod
     def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
@@ -46,6 +46,22 @@ class Chain(Block):
         return x
 
 
+class Residual(Block):
+    """A branch and a shortcut from one input, added: `y = branch(x) + shortcut(x)`.
+
+    What is added, currents or spikes, depends on whether the two end in a neuron. An empty `Chain()` is the identity.
+    """
+
+    def __init__(self, branch: Block, shortcut: Block) -> None:
+        super().__init__()
+        self.branch = branch
+        self.shortcut = shortcut
+
+    def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
+        """Run the branch, then the shortcut, on `[T, B, ...]`."""
+        return self.branch(x, carry) + self.shortcut(x, carry)
+
+
 def conv_norm(
     in_channels: int,
     out_channels: int,
@@ -55,7 +71,7 @@ def conv_norm(
     statistics: Statistics = "folded",
     gain: float = 1.0,
 ) -> nn.Sequential:
-    """Convolution without bias that keeps the image size (at stride 1), then batch normalisation, on `[T, B, C, H, W]`."""
+    """Convolution without bias that keeps the image size (at stride 1), then normalisation, on `[T, B, C, H, W]`."""
     conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return nn.Sequential(TimeFolded(conv), BatchNorm(out_channels, statistics=statistics, gain=gain))

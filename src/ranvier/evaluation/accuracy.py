@@ -1,0 +1,119 @@
+"""Accuracy at every time step, from one run."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from rich.table import Table
+from torch import Tensor, nn
+
+from ranvier.atomic import write_json
+from ranvier.checks import check_logits
+
+
+@dataclass(frozen=True)
+class AccuracyByStep:
+    """Correct predictions after 1 .. T steps, among `total` samples.
+
+    >>> curve = AccuracyByStep(hits=(6, 9), ties=(2, 0), total=10)
+    >>> curve.accuracy
+    (0.6, 0.9)
+    >>> print(curve)
+    T=1 60.00 %  T=2 90.00 %  (n = 10, ties 20.00 % 0.00 %)
+    """
+
+    hits: tuple[int, ...]
+    ties: tuple[int, ...]
+    total: int
+
+    @property
+    def accuracy(self) -> tuple[float, ...]:
+        """Share of hits after t steps, in [0, 1]."""
+        return tuple(hits / self.total for hits in self.hits)
+
+    @property
+    def final(self) -> float:
+        """Accuracy after all steps."""
+        return self.accuracy[-1]
+
+    def __str__(self) -> str:
+        each = "  ".join(f"T={t} {100 * value:.2f} %" for t, value in enumerate(self.accuracy, 1))
+        ties = " ".join(f"{100 * count / self.total:.2f} %" for count in self.ties)
+        return f"{each}  (n = {self.total}, ties {ties})"
+
+    def __rich__(self) -> Table:
+        """Table for the terminal."""
+        table = Table(title=f"Accuracy by time step (n = {self.total})")
+        table.add_column("T", justify="right")
+        table.add_column("accuracy %", justify="right")
+        table.add_column("ties %", justify="right")
+        for t, (value, ties) in enumerate(zip(self.accuracy, self.ties, strict=True), 1):
+            table.add_row(str(t), f"{100 * value:.2f}", f"{100 * ties / self.total:.2f}")
+        return table
+
+    def save(self, path: str | Path) -> None:
+        """Write counts and accuracies as json."""
+        write_json(path, {**asdict(self), "accuracy": self.accuracy})
+
+
+def accuracy_by_step(
+    model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], steps: int | None = None
+) -> AccuracyByStep:
+    """Run a model once per batch and score the prediction after each number of steps.
+
+        prediction after t steps = argmax_k 1/t sum_{i <= t} logits[i, k]
+
+    The argmax is strict: a sample counts only if the true class scores above every other. A tie, such as the all-equal
+    output of a silent network, is a miss; the share of ties for the first place with the true class is reported.
+
+    Args:
+        model: Called as `model(images, steps)`; returns logits `[T, B, K]`. Evaluated in eval mode and put back.
+        loader: Batches of images and labels `[B]`; moved to the model's device.
+        steps: T; None for sequences, which bring their own.
+
+    Returns:
+        Hits and ties after 1 .. T steps.
+
+    Raises:
+        ValueError: The loader is empty, or the model does not return `[T, B, K]`.
+    """
+    parameter = next(model.parameters(), None)
+    device = parameter.device if parameter is not None else torch.device("cpu")
+    hits: list[Tensor] = []
+    ties: list[Tensor] = []
+    total = 0
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for images, labels in loader:
+                images, labels = images.to(device), labels.to(device)
+                batch_hits, batch_ties = score_by_step(model(images, steps), labels)
+                hits.append(batch_hits)
+                ties.append(batch_ties)
+                total += len(labels)
+    finally:
+        model.train(training)
+    if total == 0:
+        raise ValueError("the loader gave no samples, so there is no accuracy. Check the data set or its split.")
+    return AccuracyByStep(
+        hits=tuple(torch.stack(hits).sum(0).tolist()), ties=tuple(torch.stack(ties).sum(0).tolist()), total=total
+    )
+
+
+def score_by_step(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Count hits and ties of the prefix means of `logits` `[T, B, K]`.
+
+    Returns:
+        Hits `[T]` and ties for first place `[T]`, int64, on the device of `logits`.
+
+    >>> score_by_step(torch.tensor([[[1.0, 1.0]], [[3.0, 0.0]]]), torch.tensor([0]))
+    (tensor([0, 1]), tensor([1, 0]))
+    """
+    check_logits(logits, labels)
+    prefix_sum = logits.float().cumsum(0)  # the mean has the same order
+    index = labels.expand(len(logits), -1).unsqueeze(-1)
+    true = prefix_sum.gather(2, index).squeeze(-1)
+    best_other = prefix_sum.scatter(2, index, -torch.inf).amax(-1)
+    return (true > best_other).sum(1), (true == best_other).sum(1)

@@ -1,0 +1,145 @@
+"""How much a network spikes."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from rich.table import Table
+from torch import Tensor, nn
+
+from ranvier.atomic import write_json
+from ranvier.nn import IF, LIF, LIFB, PLIF
+
+NEURONS = (IF, LIF, PLIF, LIFB)
+
+
+@dataclass(frozen=True)
+class LayerActivity:
+    """Firing of one layer: mean spikes per neuron at each step, bursts counted as one; and the bursts alone."""
+
+    name: str
+    neurons: int
+    firing_rate: tuple[float, ...]
+    burst_rate: tuple[float, ...]
+
+    @property
+    def mean_firing_rate(self) -> float:
+        """Spikes per neuron and step."""
+        return sum(self.firing_rate) / len(self.firing_rate)
+
+
+@dataclass(frozen=True)
+class Activity:
+    """Firing rates of all layers [spikes per neuron and step]."""
+
+    layers: tuple[LayerActivity, ...]
+    samples: int
+
+    @property
+    def mean_firing_rate(self) -> float:
+        """Over all neurons of the network."""
+        neurons = sum(layer.neurons for layer in self.layers)
+        return sum(layer.neurons * layer.mean_firing_rate for layer in self.layers) / neurons
+
+    def __str__(self) -> str:
+        rates = "\n".join(
+            f"{layer.name}: {layer.mean_firing_rate:.4f} ({' '.join(f'{rate:.4f}' for rate in layer.firing_rate)})"
+            for layer in self.layers
+        )
+        return f"{rates}\nall: {self.mean_firing_rate:.4f} spikes per neuron and step (n = {self.samples})"
+
+    def __rich__(self) -> Table:
+        """Table for the terminal."""
+        table = Table(title=f"Spikes per neuron and step (n = {self.samples})")
+        table.add_column("layer")
+        table.add_column("neurons", justify="right")
+        steps = len(self.layers[0].firing_rate)
+        for t in range(1, steps + 1):
+            table.add_column(f"t={t}", justify="right")
+        table.add_column("bursts", justify="right")
+        for layer in self.layers:
+            bursts = sum(layer.burst_rate) / steps
+            rates = [f"{rate:.4f}" for rate in layer.firing_rate]
+            table.add_row(layer.name, str(layer.neurons), *rates, f"{bursts:.4f}")
+        return table
+
+    def save(self, path: str | Path) -> None:
+        """Write the rates as json."""
+        write_json(path, asdict(self))
+
+
+def firing_rates(
+    model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], steps: int | None = None, *, batches: int | None = None
+) -> Activity:
+    """Measure firing rates of every spiking layer.
+
+    Args:
+        model: Called as `model(images, steps)`; not a compiled one, whose layers cannot be watched.
+        loader: Batches of images and labels.
+        steps: T; None for sequences, which bring their own.
+        batches: How many batches to run; None for all.
+
+    Returns:
+        Rates per layer and step, in the order in which the layers run.
+
+    Raises:
+        ValueError: The loader is empty, or the model has no spiking neurons of `ranvier.nn`.
+    """
+    device = next(iter(model.parameters())).device
+    watch = _Watch(model)
+    training = model.training
+    model.eval()
+    samples = 0
+    try:
+        with torch.inference_mode():
+            for number, (images, _) in enumerate(loader):
+                if number == batches:
+                    break
+                model(images.to(device), steps)
+                samples += len(images)
+    finally:
+        model.train(training)
+        watch.close()
+    if samples == 0:
+        raise ValueError("the loader gave no samples, so there is nothing to count. Check the data set or its split.")
+    return Activity(watch.layers(samples), samples)
+
+
+class _Watch:
+    """Counts what neurons emit, through forward hooks; sums stay on the device."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.spikes: dict[str, Tensor] = {}
+        self.bursts: dict[str, Tensor] = {}
+        self.neurons: dict[str, int] = {}
+        found = [(name, module) for name, module in model.named_modules() if isinstance(module, NEURONS)]
+        if not found:
+            raise ValueError("the model has no neurons of ranvier.nn, so there are no spikes to count.")
+        self.handles = [
+            module.register_forward_hook(lambda neuron, _, spikes, name=name: self.count(name, neuron, spikes))
+            for name, module in found
+        ]
+
+    def count(self, name: str, neuron: nn.Module, spikes: Tensor) -> None:
+        features = tuple(range(1, spikes.ndim))
+        self.neurons[name] = spikes[0, 0].numel()
+        fired = (spikes != 0).sum(features)
+        graded = ((spikes != 0) & (spikes != 1)).sum(features) if isinstance(neuron, LIFB) else torch.zeros_like(fired)
+        self.spikes[name] = self.spikes.get(name, 0) + fired
+        self.bursts[name] = self.bursts.get(name, 0) + graded
+
+    def layers(self, samples: int) -> tuple[LayerActivity, ...]:
+        return tuple(
+            LayerActivity(
+                name=name,
+                neurons=count,
+                firing_rate=tuple((self.spikes[name] / (samples * count)).tolist()),
+                burst_rate=tuple((self.bursts[name] / (samples * count)).tolist()),
+            )
+            for name, count in self.neurons.items()
+        )
+
+    def close(self) -> None:
+        for handle in self.handles:
+            handle.remove()

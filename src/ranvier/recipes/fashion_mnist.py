@@ -1,0 +1,36 @@
+"""Fashion-MNIST: a network for two CPU cores, and a full-size one."""
+
+from typing import Any
+
+from ranvier.data import Augmentation
+from ranvier.recipes.network import NetworkSettings
+from ranvier.recipes.recipe import Recipe
+from ranvier.training import DirectLoss, Optimization
+
+
+def fashion_mnist(**overrides: Any) -> Recipe:
+    """Four convolutions, about 15 million multiply-accumulates a step: minutes on two CPU cores."""
+    return Recipe(
+        name="fashion-mnist",
+        data="zalando-datasets/fashion_mnist",
+        epochs=12,
+        batch_size=128,
+        augmentation=Augmentation(crop_padding=2, flip=True),
+        network=NetworkSettings(model="conv4"),
+        loss=DirectLoss("etc"),
+        optimization=Optimization(lr=2e-3, warmup_epochs=0.5, clip_norm=5.0),
+    ).override(**overrides)
+
+
+def fashion_mnist_full(**overrides: Any) -> Recipe:
+    """SNN6 at full width, for a GPU."""
+    return Recipe(
+        name="fashion-mnist",
+        data="zalando-datasets/fashion_mnist",
+        epochs=100,
+        batch_size=128,
+        augmentation=Augmentation(crop_padding=2, flip=True, cutout=8),
+        network=NetworkSettings(model="snn6", statistics="per_step"),
+        loss=DirectLoss("etc"),
+        optimization=Optimization(lr=1e-3, warmup_epochs=5, min_lr=1e-5),
+    ).override(**overrides)

@@ -1,0 +1,118 @@
+"""What a recipe is: every setting of one training, as a value."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from typing import Any, Self
+
+from ranvier.checks import check_positive
+from ranvier.data import Augmentation
+from ranvier.recipes.network import NetworkSettings
+from ranvier.training import DirectLoss, Execution, Optimization
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Every setting of one training.
+
+    The parts are values of the layers that use them. `override` changes fields by name wherever they live, as the flags
+    of the command line do: `fashion_mnist().override(method="direct", neuron="lifb", epochs=3)`.
+    """
+
+    name: str
+    """Name of the data set in results."""
+    data: str
+    """Folder of parquet files or class folders, Hugging Face hub id, or `digits` (bundled)."""
+    steps: int = 4
+    """Time steps T."""
+    epochs: int = 10
+    """Times the training set is gone through."""
+    batch_size: int = 128
+    """Images per update, over all processes."""
+    seed: int = 0
+    """Decides initial weights, order and augmentation."""
+    hold_out: int = 0
+    """Evaluate on this many held-out training images and leave the test set alone; for choosing settings."""
+    image_size: int | None = None
+    """Resize images to this height and width; None keeps them."""
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    network: NetworkSettings = field(default_factory=NetworkSettings)
+    loss: DirectLoss = field(default_factory=DirectLoss)
+    optimization: Optimization = field(default_factory=Optimization)
+    execution: Execution = field(default_factory=Execution)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "epochs", "batch_size"):
+            check_positive(name, getattr(self, name))
+        self.loss.check_steps(self.steps)
+
+    def override(self, **settings: Any) -> Self:
+        """A copy with other values for the named fields, wherever in the recipe they live.
+
+        Raises:
+            ValueError: There is no such field; the message names the nearest ones.
+
+        >>> Recipe("digits", "digits").override(lr=0.01, neuron="lifb").optimization.lr
+        0.01
+        """
+        places = self._places()
+        changes: dict[str, dict[str, Any]] = {}
+        for name, value in settings.items():
+            if name not in places:
+                near = difflib.get_close_matches(name, places, n=3)
+                hint = f"Did you mean {' or '.join(near)}?" if near else f"Fields are: {', '.join(sorted(places))}."
+                raise ValueError(f"a recipe has no field {name!r}. {hint}")
+            changes.setdefault(places[name], {})[name] = value
+        top = changes.pop("", {})
+        parts = {part: replace(getattr(self, part), **values) for part, values in changes.items()}
+        return replace(self, **top, **parts)
+
+    def _places(self) -> dict[str, str]:
+        """For each field, the part that holds it; `""` for the recipe itself."""
+        places: dict[str, str] = {}
+        for own in fields(self):
+            part = getattr(self, own.name)
+            places |= {inner.name: own.name for inner in fields(part)} if is_dataclass(part) else {own.name: ""}
+        return places
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dictionaries and lists."""
+        return asdict(self)
+
+    def identity(self) -> dict[str, Any]:
+        """What must agree for a run to be resumed: all but where the data lie and how often files are written."""
+        content = asdict(self)
+        del content["data"]
+        for name in ("device", "checkpoint_seconds", "tensorboard"):
+            del content["execution"][name]
+        return content
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """The recipe that `to_json` or `identity` wrote.
+
+        Raises:
+            ValueError: A field is unknown: the file is from another version.
+        """
+        parts = {
+            "augmentation": Augmentation,
+            "network": NetworkSettings,
+            "loss": DirectLoss,
+            "optimization": Optimization,
+            "execution": Execution,
+        }
+        values = {"data": "", **content}
+        try:
+            for name, kind in parts.items():
+                values[name] = kind(**{key: _tuple(value) for key, value in values[name].items()})
+            return cls(**values)
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"the recipe on this card does not fit this version of ranvier ({error}). "
+                "Read it with the version that wrote it; the card names it."
+            ) from error
+
+
+def _tuple(value: Any) -> Any:
+    """Json has no tuples."""
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,276 @@
+"""From a recipe to a trained network on disk, and back."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from rich.table import Table
+
+from ranvier import data, provenance
+from ranvier.atomic import write_json
+from ranvier.data import Augmentation, Batches, ImageSplits, Normalization
+from ranvier.evaluation import AccuracyByStep, Activity, accuracy_by_step, firing_rates
+from ranvier.models import Network
+from ranvier.recipes.recipe import Recipe
+from ranvier.training import Progress, fit, start_processes
+from ranvier.weights import load_parameters, load_tensors, save
+
+MODEL = "model.safetensors"
+RESULTS = "results.json"
+EVALUATION_BATCH = 512
+
+
+@dataclass(frozen=True)
+class InputFormat:
+    """What a trained network expects: stored on its card, so that evaluation prepares images as training did."""
+
+    classes: tuple[str, ...]
+    channels: int
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def of(cls, splits: ImageSplits) -> Self:
+        """Format of a data set; mean and std are those of its training images."""
+        channels, height, width = splits.train.shape
+        if height != width:
+            raise ValueError(
+                f"images are {height}x{width}, but the networks take square ones. Pass --image-size {max(height, width)}."
+            )
+        mean, std = splits.train.statistics()
+        return cls(splits.train.classes, channels, height, tuple(mean), tuple(std))
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """The format that `asdict` wrote."""
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in content.items()})
+
+    def build(self, recipe: Recipe) -> Network:
+        """The recipe's network for this input."""
+        return recipe.network.build(
+            len(self.classes), self.channels, self.image_size, recipe.execution.implementation
+        )
+
+    @property
+    def normalization(self) -> Normalization:
+        """Bytes to floats."""
+        return Normalization(self.mean, self.std)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a training gave: the last epoch is the result, the best epoch stands beside it."""
+
+    recipe: dict[str, Any]
+    accuracy_by_step: tuple[float, ...]
+    ties_by_step: tuple[float, ...]
+    evaluated_on: str
+    best_accuracy: float
+    best_epoch: int
+    epochs: int
+    seconds: float
+    images_per_second: float
+    firing_rate: dict[str, float]
+    seed: int
+    device: str
+    processes: int
+    versions: dict[str, str]
+    commit: str | None
+
+    def __rich__(self) -> Table:
+        """Table for the terminal."""
+        network, loss = self.recipe["network"], self.recipe["loss"]
+        title = f"{self.recipe['name']}, {network['model']}, {network['neuron']}, {loss['method']}, seed {self.seed}"
+        table = Table(title=title, caption=self._caption())
+        table.add_column("T", justify="right")
+        table.add_column("accuracy %", justify="right")
+        table.add_column("ties %", justify="right")
+        for t, (accuracy, ties) in enumerate(zip(self.accuracy_by_step, self.ties_by_step, strict=True), 1):
+            table.add_row(str(t), f"{100 * accuracy:.2f}", f"{100 * ties:.2f}")
+        return table
+
+    def _caption(self) -> str:
+        return (
+            f"last of {self.epochs} epochs, {self.evaluated_on}; best epoch {self.best_epoch}: "
+            f"{100 * self.best_accuracy:.2f} % at T={len(self.accuracy_by_step)}; {self.seconds:.0f} s, "
+            f"{self.images_per_second:.0f} images/s, {self.device}"
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write everything as json."""
+        write_json(path, asdict(self))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read what `save` wrote."""
+        content = json.loads(Path(path).read_text())
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in content.items()})
+
+
+def load_data(recipe: Recipe, source: str | None = None) -> ImageSplits:
+    """The images of a recipe; with `hold_out`, part of the training images stand in for the test set."""
+    source = source or recipe.data
+    if not source:
+        raise ValueError("the card does not say where its data are. Pass --data FOLDER_OR_HUB_ID.")
+    splits = data.load_digits() if source == "digits" else data.load_images(source, size=recipe.image_size)
+    if recipe.hold_out:
+        train, held_out = splits.train.hold_out(recipe.hold_out, seed=0)
+        return ImageSplits(train, held_out)
+    return splits
+
+
+def run(recipe: Recipe, out: str | Path, *, resume: bool = False, quiet: bool = False) -> Result:
+    """Train as the recipe says.
+
+    Leaves in `out`: `results.json`, `model.safetensors` (weights and card), `metrics.jsonl` (a record per epoch) and
+    `checkpoint.safetensors`.
+
+    Args:
+        recipe: All settings.
+        out: Folder of the run.
+        resume: Go on where the run in `out` stopped; starts it if there is none.
+        quiet: Show nothing.
+
+    Returns:
+        The result, as written to `results.json`.
+
+    Raises:
+        FileExistsError: `out` holds a run, and `resume` is not set.
+        FloatingPointError: Training diverged.
+        ValueError: Settings, data or checkpoint do not fit; the message says how.
+    """
+    out = Path(out)
+    accelerator = start_processes(recipe.execution)
+    with accelerator.main_process_first():  # the others find the decoded images in the cache
+        splits = load_data(recipe)
+    form = InputFormat.of(splits)
+    torch.manual_seed(recipe.seed)
+    model = form.build(recipe)
+    augment = None if recipe.augmentation == Augmentation() else recipe.augmentation
+    place: dict[str, Any] = {
+        "normalization": form.normalization,
+        "rank": accelerator.process_index,
+        "world": accelerator.num_processes,
+        "device": accelerator.device,
+    }
+    train = Batches(
+        splits.train, recipe.batch_size, augment=augment, shuffle=True, seed=recipe.seed, drop_last=True, **place
+    )
+    test = Batches(splits.test, EVALUATION_BATCH * accelerator.num_processes, **place)
+    progress = fit(
+        model,
+        recipe.loss,
+        train,
+        test,
+        epochs=recipe.epochs,
+        steps=recipe.steps,
+        optimization=recipe.optimization,
+        execution=recipe.execution,
+        out=out,
+        resume=resume,
+        run={"recipe": recipe.identity(), "input": asdict(form)},
+        accelerator=accelerator,
+        quiet=quiet,
+    )
+    activity = firing_rates(model, test, recipe.steps, batches=4)
+    result = _result(recipe, progress, activity, len(train) * recipe.batch_size, accelerator)
+    if accelerator.is_main_process:
+        card = {"recipe": recipe.to_json(), "input": asdict(form), "result": asdict(result)}
+        save(model, out / MODEL, card)
+        result.save(out / RESULTS)
+    accelerator.end_training()
+    return result
+
+
+def _result(recipe: Recipe, progress: Progress, activity: Activity, images: int, accelerator: Any) -> Result:
+    last = progress.history[-1]
+    # The first epoch compiles; the rate is that of the others where there are others.
+    timed = [record["train_seconds"] for record in progress.history[1:] or progress.history]
+    return Result(
+        recipe=recipe.to_json(),
+        accuracy_by_step=tuple(last["accuracy"]),
+        ties_by_step=tuple(last["ties"]),
+        evaluated_on=f"{recipe.hold_out} held-out training images" if recipe.hold_out else "test set",
+        best_accuracy=progress.best_accuracy,
+        best_epoch=progress.best_epoch,
+        epochs=progress.epoch,
+        seconds=progress.seconds,
+        images_per_second=images / sorted(timed)[len(timed) // 2],
+        firing_rate={layer.name: layer.mean_firing_rate for layer in activity.layers},
+        seed=recipe.seed,
+        device=provenance.device_name(accelerator.device),
+        processes=accelerator.num_processes,
+        versions=provenance.versions(),
+        commit=provenance.commit(),
+    )
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network read from disk, with the recipe it was trained by and the input it expects."""
+
+    model: Network
+    recipe: Recipe
+    form: InputFormat
+
+    def batches(self, source: str | None = None, device: torch.device | str = "cpu") -> Batches:
+        """The test images of its data set, or of another `source`, prepared as it expects them."""
+        splits = load_data(self.recipe, source)
+        if splits.test.classes != self.form.classes or splits.test.shape[0] != self.form.channels:
+            raise ValueError(
+                f"the network tells apart {len(self.form.classes)} classes on {self.form.channels} channels, but "
+                f"{splits.test.name} has {splits.test.num_classes} classes and images of shape {splits.test.shape}."
+            )
+        return Batches(splits.test, EVALUATION_BATCH, normalization=self.form.normalization, device=device)
+
+
+def load_trained(path: str | Path) -> Trained:
+    """Read a network from a run's folder, its `model.safetensors` or its `checkpoint.safetensors`.
+
+    Raises:
+        FileNotFoundError: There is neither.
+        ValueError: The file is broken, foreign, or of another version.
+    """
+    path = Path(path)
+    if path.is_dir():
+        found = [path / name for name in (MODEL, "checkpoint.safetensors") if (path / name).exists()]
+        if not found:
+            raise FileNotFoundError(f"{path} holds neither {MODEL} nor checkpoint.safetensors. Is it the --out of a run?")
+        path = found[0]
+    tensors, card = load_tensors(path)
+    if card.get("kind") == "checkpoint":
+        card = card["run"]
+        prefix = "model/"
+        tensors = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    if "recipe" not in card or "input" not in card:
+        raise ValueError(
+            f"{path} has no recipe on its card, so the network cannot be built from it. "
+            "Build the network yourself and use ranvier.weights.load(model, path)."
+        )
+    recipe = Recipe.from_json(card["recipe"])
+    form = InputFormat.from_json(card["input"])
+    model = form.build(recipe)
+    load_parameters(model, tensors, str(path))
+    return Trained(model.eval(), recipe, form)
+
+
+def evaluate(
+    path: str | Path, *, source: str | None = None, steps: int | None = None, device: torch.device | str = "cpu"
+) -> tuple[AccuracyByStep, Activity]:
+    """Accuracy after 1 .. steps time steps and firing rates of a network on disk.
+
+    Args:
+        path: Folder of a run, or a file of it.
+        source: Data set to use instead of the one it was trained on.
+        steps: T; None for that of training.
+        device: Where to run.
+    """
+    trained = load_trained(path)
+    model = trained.model.to(device)
+    batches = trained.batches(source, device)
+    steps = steps or trained.recipe.steps
+    return accuracy_by_step(model, batches, steps), firing_rates(model, batches, steps, batches=4)

@@ -1,0 +1,19 @@
+"""Training: one loop, its loss functions, optimizer, checkpoints."""
+
+from ranvier.training.checkpoints import Progress, load_checkpoint, read_progress, save_checkpoint
+from ranvier.training.direct import DirectLoss
+from ranvier.training.loop import CHECKPOINT, Execution, fit, start_processes
+from ranvier.training.optimization import Optimization
+
+__all__ = [
+    "CHECKPOINT",
+    "DirectLoss",
+    "Execution",
+    "Optimization",
+    "Progress",
+    "fit",
+    "load_checkpoint",
+    "read_progress",
+    "save_checkpoint",
+    "start_processes",
+]

@@ -1,0 +1,329 @@
+"""The one training loop: single process or many, any precision, resumable at any moment."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ranvier.checks import check_choice
+from ranvier.evaluation import AccuracyByStep, accuracy_by_step, score_by_step
+from ranvier.kernels.dispatch import IMPLEMENTATIONS, Implementation, choose
+from ranvier.training.checkpoints import Progress, load_checkpoint, save_checkpoint
+from ranvier.training.optimization import Optimization
+from ranvier.training.progress import Display, Metrics
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+CHECKPOINT = "checkpoint.safetensors"
+
+
+class Loss(Protocol):
+    """One training method: the loss of a batch, and its logits `[T, B, K]`."""
+
+    def __call__(
+        self, forward: Callable[[Tensor, int | None], Tensor], images: Tensor, labels: Tensor, steps: int | None
+    ) -> tuple[Tensor, Tensor]:
+        """Run the model and score it."""
+
+
+class EpochBatches(Protocol):
+    """Batches that are a pure function of epoch and position: `ranvier.data.Batches`, or your own."""
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of `epoch` from number `start` on, this process's part of each."""
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a training runs on the machine; none of it is meant to change what is learned."""
+
+    precision: Literal["bfloat16", "float32"] = "bfloat16"
+    """Precision of convolutions and linear layers (autocast); potentials, losses and parameters stay in float32."""
+    implementation: Implementation = "auto"
+    """`compiled`: the whole model through torch.compile. `reference`: eager. `auto`: compiled where it can run."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; auto takes a GPU if there is one."""
+    checkpoint_seconds: float = 60.0
+    """Longest time between checkpoints; there is one after each epoch in any case. 0 writes one after every update."""
+    tensorboard: bool = False
+    """Write TensorBoard events beside metrics.jsonl."""
+
+    def __post_init__(self) -> None:
+        check_choice("precision", self.precision, ("bfloat16", "float32"))
+        check_choice("implementation", self.implementation, IMPLEMENTATIONS)
+        check_choice("device", self.device, ("auto", "cpu", "cuda"))
+
+    def compiles(self, device: torch.device) -> bool:
+        """Whether the model is compiled on `device`; raises or warns where it cannot be."""
+        return choose(self.implementation, device, values_per_step=2**31).implementation == "compiled"
+
+
+def start_processes(execution: Execution) -> "Accelerator":
+    """Join the processes that `accelerate launch` started, or stand alone, and settle the device."""
+    from accelerate import Accelerator
+
+    if execution.device == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError("device is cuda, but torch finds no GPU. Use --device cpu, or install a CUDA build of torch.")
+    # Precision is set below by autocast around the model: accelerate's own wrapper of forward would break the graph.
+    return Accelerator(cpu=execution.device == "cpu", mixed_precision="no")
+
+
+def fit(
+    model: nn.Module,
+    loss: Loss,
+    train: EpochBatches,
+    test: EpochBatches,
+    *,
+    epochs: int,
+    steps: int | None,
+    optimization: Optimization,
+    execution: Execution | None = None,
+    out: Path | None = None,
+    resume: bool = False,
+    run: Mapping[str, Any] | None = None,
+    accelerator: "Accelerator | None" = None,
+    quiet: bool = False,
+) -> Progress:
+    """Train a model and evaluate it after every epoch.
+
+    On the CPU the weights after a run that was killed and resumed, however often, equal those of an undisturbed run bit
+    for bit: batches are a function of (seed, epoch, position), the learning rate of the step, and the rest is stored.
+
+    With several processes (`accelerate launch`) each works on its part of every global batch and gradients are averaged;
+    batch normalisation then uses the statistics of each process's part.
+
+    Args:
+        model: Called as `model(images, steps)`, returns logits `[T, B, K]`. Trained in place.
+        loss: Training method, such as `DirectLoss`.
+        train: Batches to train on, this process's part.
+        test: Batches to evaluate on, this process's part.
+        epochs: How often to go through `train`.
+        steps: T; None for sequences, which bring their own.
+        optimization: Optimizer and schedule.
+        execution: Precision, compilation, checkpoints.
+        out: Folder for the checkpoint and metrics.jsonl; None keeps nothing.
+        resume: Go on from the checkpoint in `out`, if there is one.
+        run: Description of the run (json), stored in the checkpoint; resuming with another one is refused.
+        accelerator: From `start_processes`; made if None.
+        quiet: Show nothing.
+
+    Returns:
+        Progress with one record per epoch in `history`; the last one is the result.
+
+    Raises:
+        FloatingPointError: Loss or weights became NaN or infinite; the checkpoint on disk is from before.
+        FileExistsError: `out` holds a checkpoint, and `resume` is not set.
+    """
+    execution = execution or Execution()
+    accelerator = accelerator or start_processes(execution)
+    device = accelerator.device
+    main = accelerator.is_main_process
+    checkpoint = None if out is None else out / CHECKPOINT
+    if checkpoint is not None and checkpoint.exists() and not resume:
+        raise FileExistsError(f"{checkpoint} exists. Pass --resume to go on with it, or another --out for a new run.")
+
+    model.to(device)
+    if _has_images_layers(model):
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = optimization.build(model)
+    progress = Progress()
+    if checkpoint is not None and checkpoint.exists():
+        progress = load_checkpoint(checkpoint, model, optimizer, run or {})
+    trained, evaluated = _views(model, accelerator, execution)
+    autocast = _autocast(device, execution)
+
+    total_steps = epochs * len(train)
+    metrics = Metrics(out if main else None, progress.history, tensorboard=execution.tensorboard)
+    watch = _LossWatch(device, progress.epoch_loss)
+    clock = _Clock(progress)
+    saved = time.monotonic()
+
+    def save() -> None:
+        nonlocal saved
+        clock.tick()
+        progress.epoch_loss = float(accelerator.reduce(watch.total(), "mean"))
+        if checkpoint is not None and main:
+            _check_weights(model, progress)
+            save_checkpoint(checkpoint, model, optimizer, progress, run or {})
+        saved = time.monotonic()
+
+    with Display(total_steps, progress.step, show=main and not quiet) as display:
+        if execution.compiles(device) and progress.epoch < epochs:
+            display.update(progress.step, progress.epoch + 1, epochs, "compiling, once: about half a minute")
+        while progress.epoch < epochs:
+            model.train()
+            for images, labels in train.epoch(progress.epoch, start=progress.batch):
+                lr = optimization.learning_rate(progress.step, total_steps, len(train))
+                for group in optimizer.param_groups:
+                    group["lr"] = lr
+                with autocast:
+                    value, logits = loss(trained, _channels_last(images), labels, steps)
+                optimizer.zero_grad(set_to_none=True)
+                value.backward()
+                if optimization.clip_norm is not None:
+                    nn.utils.clip_grad_norm_(model.parameters(), optimization.clip_norm)
+                optimizer.step()
+                progress.step += 1
+                progress.batch += 1
+                if watch.add(value, logits, labels, progress):
+                    display.update(progress.step, progress.epoch + 1, epochs, str(watch))
+                if execution.checkpoint_seconds == 0 or _overdue(accelerator, saved, execution.checkpoint_seconds):
+                    save()
+            mean_loss = float(accelerator.reduce(watch.total(), "mean")) / progress.batch
+            clock.tick()
+            train_seconds = progress.epoch_seconds
+            accuracy = _evaluate(evaluated, test, steps, accelerator, autocast)
+            progress.epoch += 1
+            progress.batch = 0
+            record = {
+                "epoch": progress.epoch,
+                "step": progress.step,
+                "loss": mean_loss,
+                "lr": optimization.learning_rate(progress.step - 1, total_steps, len(train)),
+                "accuracy": list(accuracy.accuracy),
+                "ties": [ties / accuracy.total for ties in accuracy.ties],
+                "train_seconds": train_seconds,
+            }
+            clock.tick()
+            record["seconds"] = progress.seconds
+            if accuracy.final > progress.best_accuracy:
+                progress.best_accuracy, progress.best_epoch = accuracy.final, progress.epoch
+            progress.history.append(record)
+            progress.epoch_seconds = 0.0
+            watch.restart()
+            save()
+            metrics.add(record)
+            display.say(_line(record, epochs))
+    metrics.close()
+    return progress
+
+
+def _views(model: nn.Module, accelerator: "Accelerator", execution: Execution) -> tuple[nn.Module, nn.Module]:
+    """The model as training and evaluation call it: compiled if wanted, and for training distributed if need be."""
+    if not execution.compiles(accelerator.device):
+        return accelerator.prepare_model(model), model
+    # Two compiled objects, so that the batch size of one does not turn the other's into a variable.
+    train = torch.compile(model, fullgraph=True, isolate_recompiles=True)
+    return accelerator.prepare_model(train), torch.compile(model, fullgraph=True, isolate_recompiles=True)
+
+
+def _autocast(device: torch.device, execution: Execution) -> AbstractContextManager[Any]:
+    if execution.precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+def _evaluate(
+    model: nn.Module,
+    test: EpochBatches,
+    steps: int | None,
+    accelerator: "Accelerator",
+    autocast: AbstractContextManager[Any],
+) -> AccuracyByStep:
+    """Accuracy over all processes' parts of the test set."""
+    batches = ((_channels_last(images), labels) for images, labels in test.epoch(0) if len(labels))
+    with autocast:
+        own = accuracy_by_step(model, batches, steps)
+    if accelerator.num_processes == 1:
+        return own
+    counts = torch.tensor([*own.hits, *own.ties, own.total], device=accelerator.device)
+    *both, total = accelerator.reduce(counts, "sum").tolist()
+    return AccuracyByStep(tuple(both[: len(own.hits)]), tuple(both[len(own.hits) :]), total)
+
+
+class _LossWatch:
+    """Sums losses on the device, and reads them now and then: at every update on a CPU, rarely on a GPU."""
+
+    def __init__(self, device: torch.device, total: float) -> None:
+        self.read_every = 1 if device.type == "cpu" else 20
+        self.sum = torch.tensor(total, dtype=torch.float64, device=device)
+        self.pending: list[Tensor] = []
+        self.text = ""
+        self.smooth: list[float] | None = None
+
+    def add(self, loss: Tensor, logits: Tensor, labels: Tensor, progress: Progress) -> bool:
+        """Take in one update; true if values were read and the text is new."""
+        loss = loss.detach()
+        self.sum += loss
+        self.pending.append(loss)
+        if len(self.pending) < self.read_every:
+            return False
+        losses = torch.stack(self.pending).tolist()
+        for age, value in enumerate(reversed(losses)):
+            if not math.isfinite(value):
+                raise FloatingPointError(
+                    f"the loss is {value} at update {progress.step - age} (epoch {progress.epoch + 1}, batch "
+                    f"{progress.batch - age}). Training has stopped; the checkpoint on disk is from before. Look for NaN "
+                    "in the data of that batch, or lower --lr, or set --clip-norm 1."
+                )
+        self.pending.clear()
+        hits, _ = score_by_step(logits.detach(), labels)
+        now = [losses[-1], float(hits[0]) / len(labels), float(hits[-1]) / len(labels)]
+        self.smooth = now if self.smooth is None else [0.98 * a + 0.02 * b for a, b in zip(self.smooth, now, strict=True)]
+        return True
+
+    def __str__(self) -> str:
+        loss, first, last = self.smooth or [math.nan] * 3
+        return f"loss {loss:.3f}  train T=1 {100 * first:.1f} %  T {100 * last:.1f} %"
+
+    def total(self) -> Tensor:
+        """Sum over the epoch so far."""
+        return self.sum
+
+    def restart(self) -> None:
+        """Begin a new epoch."""
+        self.sum.zero_()
+
+
+class _Clock:
+    """Adds the time since the last tick to the progress."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.last = time.perf_counter()
+
+    def tick(self) -> None:
+        now = time.perf_counter()
+        self.progress.seconds += now - self.last
+        self.progress.epoch_seconds += now - self.last
+        self.last = now
+
+
+def _overdue(accelerator: "Accelerator", saved: float, seconds: float) -> bool:
+    """Whether the first process wants a checkpoint now; all processes must agree, since saving sums over them."""
+    overdue = time.monotonic() - saved > seconds
+    if accelerator.num_processes == 1:
+        return overdue
+    return False  # several processes checkpoint at the ends of epochs: agreeing at every update would make them wait
+
+
+def _check_weights(model: nn.Module, progress: Progress) -> None:
+    for name, value in model.state_dict().items():
+        if value.dtype.is_floating_point and not bool(torch.isfinite(value).all()):
+            raise FloatingPointError(
+                f"{name} is not finite after update {progress.step}. Training has stopped; the checkpoint on disk is from "
+                "before. Lower --lr, or set --clip-norm 1."
+            )
+
+
+def _has_images_layers(model: nn.Module) -> bool:
+    return any(isinstance(module, nn.Conv2d) for module in model.modules())
+
+
+def _channels_last(images: Tensor) -> Tensor:
+    return images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images
+
+
+def _line(record: Mapping[str, Any], epochs: int) -> str:
+    curve = "  ".join(f"T={t} {100 * value:.2f}" for t, value in enumerate(record["accuracy"], 1))
+    return f"epoch {record['epoch']}/{epochs}  loss {record['loss']:.4f}  test % {curve}  {record['seconds']:.0f} s"

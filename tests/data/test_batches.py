@@ -1,0 +1,168 @@
+from itertools import islice
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from ranvier.data import Augmentation, Batches, ImageSet, Normalization, StreamedImages
+
+datasets = pytest.importorskip("datasets")
+AUGMENT = Augmentation(crop_padding=2, flip=True, auto_augment=True, cutout=3)
+NORMALIZATION = Normalization((0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+
+
+def _noise(count: int = 23) -> ImageSet:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (count, 3, 6, 7), dtype=torch.uint8, generator=generator)
+    return ImageSet(pixels, torch.arange(count), tuple(map(str, range(count))), "noise")  # label = row
+
+
+def _streamed(images: ImageSet) -> StreamedImages:
+    pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images.images]
+    source = datasets.Dataset.from_dict({"image": pictures}, datasets.Features({"image": datasets.Image()}))
+    return StreamedImages(source, "image", images.labels, images.classes, images.name, images.shape)
+
+
+def _training(images: ImageSet | StreamedImages, batch_size: int = 4, **settings: object) -> Batches:
+    return Batches(images, batch_size, augment=AUGMENT, normalization=NORMALIZATION, shuffle=True, seed=7, **settings)  # type: ignore[arg-type]
+
+
+def _assert_same(ours: object, theirs: object) -> None:
+    for (images, labels), (other_images, other_labels) in zip(ours, theirs, strict=True):  # type: ignore[call-overload]
+        assert torch.equal(images, other_images)
+        assert torch.equal(labels, other_labels)
+
+
+def test_evaluation_sees_every_image_once_in_order() -> None:
+    noise = _noise()
+    batches = Batches(noise, 5)
+    assert len(batches) == 5
+    images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    assert torch.equal(images, noise.images / 255)
+    assert torch.equal(labels, noise.labels)
+
+
+def test_dtypes() -> None:
+    for batches in (Batches(_noise(), 5), _training(_noise())):
+        images, labels = next(iter(batches))
+        assert (images.dtype, labels.dtype) == (torch.float32, torch.int64)
+
+
+def test_training_shuffles_anew_each_epoch() -> None:
+    batches = _training(_noise())
+    orders = [torch.cat([labels for _, labels in batches.epoch(epoch)]).tolist() for epoch in (0, 1, 0)]
+    assert orders[0] == orders[2]
+    assert len({tuple(order) for order in orders}) == 2
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(23))
+    assert orders[0] != sorted(orders[0])
+
+
+def test_augmentation_differs_between_epochs_and_batches() -> None:
+    same = ImageSet(_noise(1).images.expand(8, -1, -1, -1), torch.zeros(8).long(), ("a",), "the same image")
+    batches = Batches(same, 4, augment=AUGMENT)
+    (first, _), (second, _) = batches.epoch(0)
+    other_epoch = next(batches.epoch(1))[0]
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, other_epoch)
+
+
+def test_seed_decides() -> None:
+    first = [labels.tolist() for _, labels in Batches(_noise(), 4, shuffle=True, seed=1)]
+    assert first != [labels.tolist() for _, labels in Batches(_noise(), 4, shuffle=True, seed=2)]
+
+
+@given(start=st.integers(0, 6), epoch=st.integers(0, 3))
+def test_resuming_equals_never_having_stopped(start: int, epoch: int) -> None:
+    batches = _training(_noise())
+    _assert_same(batches.epoch(epoch, start), islice(batches.epoch(epoch), start, None))
+
+
+@given(share=st.integers(1, 3), world=st.integers(1, 4), drop_last=st.booleans())
+@settings(max_examples=20)
+def test_ranks_together_see_what_one_process_sees(share: int, world: int, drop_last: bool) -> None:
+    noise, size = _noise(), share * world
+    ranks = [_training(noise, size, rank=rank, world=world, drop_last=drop_last).epoch(1) for rank in range(world)]
+    joined = [tuple(torch.cat(parts) for parts in zip(*batch, strict=True)) for batch in zip(*ranks, strict=True)]
+    _assert_same(joined, _training(noise, size, drop_last=drop_last).epoch(1))
+
+
+def test_full_batches_are_split_evenly_and_the_last_one_as_far_as_it_goes() -> None:
+    sizes = [[len(labels) for _, labels in Batches(_noise(10), 8, rank=rank, world=4)] for rank in range(4)]
+    assert sizes == [[2, 0], [2, 1], [2, 0], [2, 1]]
+
+
+def test_empty_share_is_augmented_too() -> None:
+    images, labels = list(_training(_noise(10), 8, rank=0, world=4))[-1]
+    assert images.shape == (0, 3, 6, 7)
+    assert labels.shape == (0,)
+
+
+def test_drop_last() -> None:
+    batches = Batches(_noise(), 4, drop_last=True)
+    assert len(batches) == 5
+    assert [len(labels) for _, labels in batches] == [4] * 5
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_streamed_batches_equal_batches_in_memory(num_workers: int) -> None:
+    noise = _noise()
+    stream = _streamed(noise)
+    _assert_same(_training(stream, num_workers=num_workers).epoch(2, 3), _training(noise).epoch(2, 3))
+    uneven = {"rank": 0, "world": 4, "num_workers": num_workers}
+    _assert_same(_training(stream, 20, **uneven).epoch(0), _training(noise, 20, rank=0, world=4).epoch(0))
+
+
+def test_global_random_state_is_left_alone() -> None:
+    state = torch.get_rng_state()
+    list(_training(_noise()))
+    list(_training(_streamed(_noise()), num_workers=0))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_device_defaults_to_where_the_images_are() -> None:
+    assert Batches(_noise(), 4).device.type == "cpu"
+    assert Batches(_streamed(_noise()), 4).device.type == "cpu"
+    assert Batches(_streamed(_noise()), 4, device="meta").device.type == "meta"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("stream", [False, True])
+def test_device_does_not_change_what_comes(stream: bool) -> None:
+    images = _streamed(_noise()) if stream else _noise()
+    for (ours, labels), (expected, expected_labels) in zip(
+        _training(images, device="cuda").epoch(1), _training(_noise()).epoch(1), strict=True
+    ):
+        assert ours.device.type == labels.device.type == "cuda"
+        assert torch.equal(labels.cpu(), expected_labels)
+        torch.testing.assert_close(ours.cpu(), expected, rtol=0, atol=1e-6)  # multiply-add may be fused
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "arguments", "message"),
+    [
+        (0, {}, "batch_size is 0, expected at least 1"),
+        (4, {"rank": 2, "world": 2}, "rank is 2 of world 2"),
+        (6, {"world": 4}, "batch_size 6 cannot be split evenly over 4 processes.* pass a multiple of 4, such as 8"),
+        (24, {"drop_last": True}, "drop_last leaves no batch: noise has 23 images, batch_size is 24"),
+        (4, {"seed": -1}, "seed is -1, expected at least 0"),
+    ],
+)
+def test_what_batches_refuse(batch_size: int, arguments: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Batches(_noise(), batch_size, **arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("epoch", "start"), [(-1, 0), (0, -1), (0, 7)])
+def test_what_epoch_refuses_at_the_call(epoch: int, start: int) -> None:
+    with pytest.raises(ValueError, match=rf"epoch is {epoch}, start {start}; expected epoch >= 0 and start in 0\.\.6"):
+        _training(_noise()).epoch(epoch, start)
+
+
+def test_order_and_randomness_never_change() -> None:
+    """Runs are comparable over versions only while these stay what they are."""
+    batches = _training(_noise())
+    images, labels = next(batches.epoch(3, start=2))
+    assert labels.tolist() == [0, 0, 0, 0]
+    assert images.double().sum().item() == pytest.approx(0, abs=1e-3)  # float32 sums of 504 values
