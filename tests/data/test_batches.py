@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ranvier.data import Augmentation, Batches, ImageSet, Normalization, StreamedImages
+from ranvier.data.batches import _generator
 
 datasets = pytest.importorskip("datasets")
 AUGMENT = Augmentation(crop_padding=2, flip=True, auto_augment=True, cutout=3)
@@ -160,9 +161,15 @@ def test_what_epoch_refuses_at_the_call(epoch: int, start: int) -> None:
         _training(_noise()).epoch(epoch, start)
 
 
+def test_order_and_augmentation_share_no_randomness() -> None:
+    """(3,) and (3, 0) must not be padded to the same key."""
+    keys = [(7,), (7, 0), (7, 3), (7, 3, 0), (7, 0, 3), (3, 7), (7, 3, 1)]
+    assert len({_generator(*key).initial_seed() for key in keys}) == len(keys)
+
+
 def test_order_and_randomness_never_change() -> None:
     """Runs are comparable over versions only while these stay what they are."""
     batches = _training(_noise())
     images, labels = next(batches.epoch(3, start=2))
-    assert labels.tolist() == [0, 0, 0, 0]
-    assert images.double().sum().item() == pytest.approx(0, abs=1e-3)  # float32 sums of 504 values
+    assert labels.tolist() == [16, 18, 1, 9]
+    assert images.double().sum().item() == pytest.approx(-363.7712, abs=1e-3)  # 504 values in float32

@@ -1,5 +1,7 @@
 import hashlib
+import sys
 
+import pytest
 import torch
 
 from ranvier.data import load_digits
@@ -23,3 +25,9 @@ def test_split_never_changes() -> None:
     test = load_digits().test
     digest = hashlib.sha256(test.images.numpy().tobytes() + test.labels.numpy().tobytes()).hexdigest()
     assert digest[:16] == "7fa0f76f0d493518"
+
+
+def test_missing_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(ImportError, match="pip install scikit-learn"):
+        load_digits()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ranvier.data import ImageSet, ImageSplits, StreamedImages, load_images, loading
+from ranvier.data import ImageSet, ImageSplits, StreamedImages, image_cache, load_images, loading
 
 datasets = pytest.importorskip("datasets")
 REAL_DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -183,7 +183,7 @@ def test_unreachable_hub(load: Callable[..., ImageSplits], monkeypatch: pytest.M
 
 @pytest.mark.parametrize("source", ["./missing", "a/b/c", "~/missing-ranvier-folder", Path("missing")])
 def test_missing_folder(load: Callable[..., ImageSplits], source: str | Path) -> None:
-    with pytest.raises(FileNotFoundError, match="there is no folder .* Pass a folder of parquet files"):
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .* Pass a folder of parquet files"):
         load(source)
 
 
@@ -216,8 +216,16 @@ def test_images_without_class_folders(tmp_path: Path, load: Callable[..., ImageS
     for split in ("train", "test"):
         (tmp_path / "farm" / split).mkdir(parents=True)
         picture(1).save(tmp_path / "farm" / split / "1.png")
-    with pytest.raises(ValueError, match=r"farm has no label column; its columns are: image \(Image\)"):
+    with pytest.raises(ValueError, match=r"row 0 has no label.* every image belongs into a class folder"):
         load(tmp_path / "farm")
+
+
+def test_no_label_column(tmp_path: Path, load: Callable[..., ImageSplits]) -> None:
+    features = {"image": datasets.Image(), "weight": datasets.Value("int32")}
+    columns = {"image": rows(2)["image"], "weight": [0, 1]}
+    folder = parquet_folder(tmp_path / "farm", features, train=columns, test=columns)
+    with pytest.raises(ValueError, match=r"farm has no label column; its columns are: image \(Image\), weight"):
+        load(folder)
 
 
 @pytest.mark.parametrize("names", [[], ["image", "mask"]])
@@ -240,9 +248,13 @@ def test_split_published_without_labels(tmp_path: Path, load: Callable[..., Imag
         load(parquet_folder(tmp_path / "farm", train=rows(3), test=rows(3) | {"label": [-1] * 3}))
 
 
-def test_empty_split(tmp_path: Path, load: Callable[..., ImageSplits]) -> None:
+def test_empty_split(load: Callable[..., ImageSplits], monkeypatch: pytest.MonkeyPatch) -> None:
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=CLASSES)})
+    full, empty = (datasets.Dataset.from_dict(rows(count), features) for count in (3, 0))
+    opened = datasets.DatasetDict(train=full, test=empty)
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, cache_dir: opened)
     with pytest.raises(ValueError, match="farm has 3 training and 0 test rows"):
-        load(parquet_folder(tmp_path / "farm", train=rows(3), test=rows(0)))
+        load("someone/farm")
 
 
 def test_different_sizes(tmp_path: Path, load: Callable[..., ImageSplits]) -> None:
@@ -255,16 +267,19 @@ def test_different_sizes(tmp_path: Path, load: Callable[..., ImageSplits]) -> No
 def test_colour_after_grayscale(tmp_path: Path, load: Callable[..., ImageSplits]) -> None:
     columns = rows(2, mode="L")
     columns["image"][1] = picture(1)
-    with pytest.raises(ValueError, match="image 1 is in colour .* Pass grayscale="):
+    with pytest.raises(ValueError, match=r"image 1 is in colour .* Pass grayscale="):
         load(parquet_folder(tmp_path / "farm", train=columns, test=columns))
 
 
-def test_damaged_image(tmp_path: Path, load: Callable[..., ImageSplits]) -> None:
-    folder = class_folders(tmp_path / "farm", "train", "test")
-    image = folder / "train" / "bee" / "1.png"
-    image.write_bytes(image.read_bytes()[:60])
-    with pytest.raises(ValueError, match="farm/train: image 3 cannot be decoded"):
+def test_damaged_image_is_named(tmp_path: Path, load: Callable[..., ImageSplits]) -> None:
+    columns = rows(3)
+    columns["image"][1] = {"bytes": b"no image", "path": "bee/1.png"}
+    folder = parquet_folder(tmp_path / "farm", train=columns, test=rows(2))
+    message = r"farm/train: image 1 \(bee/1\.png\) cannot be decoded"
+    with pytest.raises(ValueError, match=message):
         load(folder)
+    with pytest.raises(ValueError, match=message):
+        load(folder, max_bytes=0).train[1]
 
 
 @pytest.mark.parametrize("size", [0, (4, -1)])
@@ -321,13 +336,12 @@ def test_damaged_cache_is_rebuilt(tmp_path: Path, load: Callable[..., ImageSplit
     folder = parquet_folder(tmp_path / "farm", train=rows(4), test=rows(2))
     first = load(folder).train
     (cached,) = (tmp_path / "cache" / "images").iterdir()
-    whole = cached.read_bytes()
-    cached.write_bytes(whole[:-10])
+    cached.write_bytes(cached.read_bytes()[:-10])
     again = load(folder).train
     assert isinstance(first, ImageSet)
     assert isinstance(again, ImageSet)
     assert torch.equal(first.images, again.images)
-    assert cached.read_bytes() == whole
+    assert image_cache.read(cached) is not None
 
 
 def test_two_at_once(tmp_path: Path, load: Callable[..., ImageSplits]) -> None:
@@ -367,9 +381,14 @@ def test_progress_bars_are_left_as_they_were(
     assert capsys.readouterr() == ("", "")
 
 
-def test_progress_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_is_shown_on_a_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # makes rich take the captured stream for a terminal
     load_images(class_folders(tmp_path / "farm", "train", "test"), cache_dir=tmp_path / "cache")
-    assert "decoding farm/train" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "decoding farm/train" in err
+    assert out == ""
 
 
 # --------------------------------------------------------------------------------------------- real data

@@ -166,7 +166,7 @@ class _Rows(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         return stacked, self.images.labels[rows]
 
 
-def _generator(*numbers: int) -> torch.Generator:
-    """A generator whose seed is a hash of all `numbers`: (1, 2) and (2, 1) are unrelated."""
-    seed = np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(seed))
+def _generator(seed: int, *key: int) -> torch.Generator:
+    """A generator seeded with a hash of all numbers; no two keys of any lengths are related."""
+    hashed = np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(hashed))

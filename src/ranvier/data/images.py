@@ -137,8 +137,11 @@ class StreamedImages:
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """Decode one image: pixels uint8 `[C, H, W]` and its label, int64 `[]`."""
         index = range(len(self))[index]
-        pixels = self.pixels(self.source[index][self.image_column], index)
-        return torch.from_numpy(pixels), self.labels[index]
+        try:
+            image = self.source[index][self.image_column]
+        except OSError as error:
+            raise self.undecodable(index, error) from error
+        return torch.from_numpy(self.pixels(image, index)), self.labels[index]
 
     def pixels(self, image: Image, index: int) -> np.ndarray:
         """Convert a decoded image to bytes `[C, H, W]`; `index` names it in errors.
@@ -147,6 +150,16 @@ class StreamedImages:
             ValueError: it is not 8-bit, or it has another size or colour than `shape` and may not be converted.
         """
         return _pixels(image, self.shape, self.resize, self.drop_color, f"{self.name}: image {index}")
+
+    def undecodable(self, index: int, error: OSError) -> ValueError:
+        """Say which file holds the image at `index`, which Pillow refused with `error`."""
+        from datasets import Image
+
+        encoded = self.source.cast_column(self.image_column, Image(decode=False))[index][self.image_column]
+        return ValueError(
+            f"{self.name}: image {index} ({encoded['path'] or 'no path'}) cannot be decoded: {error}. "
+            "Remove or replace it."
+        )
 
     @property
     def num_classes(self) -> int:

@@ -228,7 +228,7 @@ def _find_columns(features: Any, name: str) -> tuple[str, str]:
     if not candidates:
         raise ValueError(
             f"{name} has no label column; its columns are: {columns}. Expected a ClassLabel column, or integers named "
-            f"{', '.join(_LABEL_NAMES)}. Class folders need at least two classes: train/<class>/, test/<class>/."
+            f"{', '.join(_LABEL_NAMES)}. In a folder of images each class has a folder: train/<class>/, test/<class>/."
         )
     return images[0], candidates[0]
 
@@ -237,22 +237,26 @@ def _labels(part: datasets.Dataset, column: str, name: str) -> Tensor:
     values = part[column][:]
     if None in values:
         raise ValueError(
-            f"{name}: row {values.index(None)} has no {column}. Choose a split in which every row has one."
+            f"{name}: row {values.index(None)} has no {column}. Choose splits in which every row has one; "
+            "below a folder, every image belongs into a class folder: train/<class>/, test/<class>/."
         )
     return torch.tensor(values, dtype=torch.int64)
 
 
 def _decode(part: StreamedImages, progress: bool) -> ImageSet:
+    from rich.console import Console
     from rich.progress import track
 
+    console = Console(stderr=True)
+    hidden = not (progress and console.is_terminal)
     rows = part.source.select_columns([part.image_column])
+    bar = track(rows, f"decoding {part.name}", len(part), console=console, transient=True, disable=hidden)
     images = np.empty((len(part), *part.shape), dtype=np.uint8)
-    bar = track(rows, f"decoding {part.name}", total=len(part), disable=not progress, transient=True)
     index = 0
     try:
         for row in bar:
             images[index] = part.pixels(row[part.image_column], index)
             index += 1
     except OSError as error:  # Pillow's, raised while the row is read
-        raise ValueError(f"{part.name}: image {index} cannot be decoded ({error}). Remove or replace it.") from error
+        raise part.undecodable(index, error) from error
     return ImageSet(torch.from_numpy(images), part.labels, part.classes, part.name)

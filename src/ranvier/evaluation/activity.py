@@ -113,12 +113,9 @@ class _Watch:
         self.spikes: dict[str, Tensor] = {}
         self.bursts: dict[str, Tensor] = {}
         self.neurons: dict[str, int] = {}
-        found = [(name, module) for name, module in model.named_modules() if isinstance(module, NEURONS)]
-        if not found:
-            raise ValueError("the model has no neurons of ranvier.nn, so there are no spikes to count.")
         self.handles = [
             module.register_forward_hook(lambda neuron, _, spikes, name=name: self.count(name, neuron, spikes))
-            for name, module in found
+            for name, module in _spiking(model)
         ]
 
     def count(self, name: str, neuron: nn.Module, spikes: Tensor) -> None:
@@ -143,3 +140,39 @@ class _Watch:
     def close(self) -> None:
         for handle in self.handles:
             handle.remove()
+
+
+def record_spikes(model: nn.Module, images: Tensor, steps: int | None = None) -> dict[str, Tensor]:
+    """Everything that the spiking layers emit for one batch, for looking at it.
+
+    Args:
+        model: Called as `model(images, steps)`; not a compiled one.
+        images: One batch.
+        steps: T; None for sequences.
+
+    Returns:
+        Spikes `[T, B, ...]` of each layer, on the CPU, in the order in which the layers run.
+    """
+    found: dict[str, Tensor] = {}
+    handles = [
+        module.register_forward_hook(lambda _, __, spikes, name=name: found.__setitem__(name, spikes.cpu()))
+        for name, module in _spiking(model)
+    ]
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            model(images, steps)
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _spiking(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Neurons of `ranvier.nn` by name; raises if there are none."""
+    found = [(name, module) for name, module in model.named_modules() if isinstance(module, NEURONS)]
+    if not found:
+        raise ValueError("the model has no neurons of ranvier.nn, so there are no spikes to count.")
+    return found

@@ -83,29 +83,39 @@ def spikformer(
     if dim % 8 or dim % heads:
         raise ValueError(f"dim is {dim}, but must be a multiple of 8 (patch splitting) and of heads={heads}.")
 
-    pooled = PATCH_SIZES.index(patch_size)
+    body: list[nn.Module] = _patch_splitting(dim, patch_size, neuron, statistics)
+    for _ in range(depth):
+        attention = SelfAttention(dim, heads, scale, neuron, attention_neuron or neuron, statistics)
+        perceptron = _perceptron(dim, mlp_ratio * dim, neuron, statistics)
+        body += [Residual(attention, Chain()), Residual(perceptron, Chain())]
+    body.append(TimeFolded(nn.AdaptiveAvgPool1d(1)))
+    encoder = conv_norm(in_channels, dim // 8, statistics=statistics)
+    return Network(encoder, Chain(*body), Readout(dim, num_classes), image_size=image_size)
+
+
+def _patch_splitting(dim: int, patch_size: int, neuron: NeuronFactory, statistics: Statistics) -> list[nn.Module]:
+    """From the current of the first convolution, `[T, B, D/8, H, W]`, to tokens with position, `[T, B, D, N]`."""
     widths = (dim // 8, dim // 4, dim // 2, dim)
+    unpooled = len(widths) - PATCH_SIZES.index(patch_size)
     layers: list[nn.Module] = []
     for stage, width in enumerate(widths):
         if stage > 0:
             layers.append(conv_norm(widths[stage - 1], width, statistics=statistics))
         layers.append(Activation(neuron(width)))
-        if stage >= len(widths) - pooled:
+        if stage >= unpooled:
             layers.append(TimeFolded(nn.MaxPool2d(3, stride=2, padding=1)))
     position = Chain(conv_norm(dim, dim, statistics=statistics), Activation(neuron(dim)))
-    layers += [Residual(position, Chain()), TimeFolded(nn.Flatten(2))]
-    for _ in range(depth):
-        attention = SelfAttention(dim, heads, scale, neuron, attention_neuron or neuron, statistics)
-        perceptron = Chain(
-            _linear_norm(dim, mlp_ratio * dim, statistics),
-            Activation(neuron(mlp_ratio * dim)),
-            _linear_norm(mlp_ratio * dim, dim, statistics),
-            Activation(neuron(dim)),
-        )
-        layers += [Residual(attention, Chain()), Residual(perceptron, Chain())]
-    layers.append(TimeFolded(nn.AdaptiveAvgPool1d(1)))
-    encoder = conv_norm(in_channels, widths[0], statistics=statistics)
-    return Network(encoder, Chain(*layers), Readout(dim, num_classes), image_size=image_size)
+    return [*layers, Residual(position, Chain()), TimeFolded(nn.Flatten(2))]
+
+
+def _perceptron(dim: int, hidden: int, neuron: NeuronFactory, statistics: Statistics) -> Chain:
+    """Two linear layers, each with its neuron, on every token of `[T, B, D, N]`."""
+    return Chain(
+        _linear_norm(dim, hidden, statistics),
+        Activation(neuron(hidden)),
+        _linear_norm(hidden, dim, statistics),
+        Activation(neuron(dim)),
+    )
 
 
 class SelfAttention(Block):

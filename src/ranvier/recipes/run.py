@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from rich.console import Group
 from rich.table import Table
 
 from ranvier import data, provenance
@@ -258,9 +259,27 @@ def load_trained(path: str | Path) -> Trained:
     return Trained(model.eval(), recipe, form)
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """Accuracy and activity of a network on disk."""
+
+    accuracy: AccuracyByStep
+    activity: Activity
+
+    def __rich__(self) -> Group:
+        """Both tables, for the terminal."""
+        return Group(self.accuracy.__rich__(), self.activity.__rich__())
+
+    def save(self, path: str | Path) -> None:
+        """Write both as json."""
+        write_json(
+            path, {"accuracy_by_step": self.accuracy.accuracy, **asdict(self), "versions": provenance.versions()}
+        )
+
+
 def evaluate(
     path: str | Path, *, source: str | None = None, steps: int | None = None, device: torch.device | str = "cpu"
-) -> tuple[AccuracyByStep, Activity]:
+) -> Evaluation:
     """Accuracy after 1 .. steps time steps and firing rates of a network on disk.
 
     Args:
@@ -273,4 +292,4 @@ def evaluate(
     model = trained.model.to(device)
     batches = trained.batches(source, device)
     steps = steps or trained.recipe.steps
-    return accuracy_by_step(model, batches, steps), firing_rates(model, batches, steps, batches=4)
+    return Evaluation(accuracy_by_step(model, batches, steps), firing_rates(model, batches, steps, batches=4))

@@ -1,0 +1,143 @@
+"""The command line: names typed functions, nothing else."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+
+from ranvier import kernels, provenance, recipes
+from ranvier.recipes import Recipe
+
+RECIPES = {
+    "digits": recipes.digits,
+    "fashion-mnist": recipes.fashion_mnist,
+    "fashion-mnist-full": recipes.fashion_mnist_full,
+    "cifar10": recipes.cifar10,
+}
+
+# A recipe is a subcommand whose flags are the fields of the recipe, with its values as defaults.
+AnyRecipe = tyro.extras.subcommand_type_from_defaults(
+    {name: recipe() for name, recipe in RECIPES.items()},
+    {name: (recipe.__doc__ or "").splitlines()[0] for name, recipe in RECIPES.items()},
+    prefix_names=False,
+)
+
+
+def train(
+    recipe: Annotated[AnyRecipe, tyro.conf.arg(name="")],  # type: ignore[valid-type]
+    *,
+    out: Path | None = None,
+    resume: bool = False,
+) -> None:
+    """Train a network by a recipe.
+
+    Leaves results.json, model.safetensors, metrics.jsonl and the checkpoint in the output folder, and prints the accuracy
+    at every time step last.
+
+    Examples:
+      ranvier train digits
+      ranvier train fashion-mnist --data PATH_OR_HUB_ID --method etc --neuron lifb --steps 4
+      ranvier train fashion-mnist --data PATH --out runs/a --resume
+      ranvier train cifar10 --epochs 100 --seed 1 --hold-out 5000
+
+    Args:
+        recipe: What to train; `ranvier train RECIPE --help` lists its settings.
+        out: Output folder; by default runs/NAME-METHOD-NEURON-STEPS-seed.
+        resume: Go on where the run in the output folder stopped; starts it if there is none.
+    """
+    Console().print(recipes.run(recipe, out or default_folder(recipe), resume=resume))
+
+
+def default_folder(recipe: Recipe) -> Path:
+    """Where a run goes if the user does not say."""
+    parts = (recipe.name, recipe.network.model, recipe.loss.method, recipe.network.neuron, f"T{recipe.steps}")
+    return Path("runs", "-".join((*parts, f"seed{recipe.seed}")))
+
+
+def evaluate(
+    checkpoint: Annotated[Path, tyro.conf.Positional],
+    *,
+    data: str | None = None,
+    steps: int | None = None,
+    device: str = "cpu",
+    out: Path | None = None,
+) -> None:
+    """Evaluate a trained network: accuracy at every time step, firing rate of every layer.
+
+    Examples:
+      ranvier evaluate runs/fashion-mnist-conv4-etc-lif-T4-seed0
+      ranvier evaluate model.safetensors --data PATH --steps 8 --out evaluation.json
+
+    Args:
+        checkpoint: Folder of a run, or its model.safetensors or checkpoint.safetensors.
+        data: Data set to use instead of the one on the card.
+        steps: Time steps; by default those of training.
+        device: cpu or cuda.
+        out: Also write the numbers to this json file.
+    """
+    report = recipes.evaluate(checkpoint, source=data, steps=steps, device=device)
+    if out is not None:
+        report.save(out)
+    Console().print(report)
+
+
+def demo(*, out: Path = Path("runs/demo"), seed: int = 0) -> None:
+    """Train LIF and burst neurons with and without temporal consistency on the bundled digits.
+
+    Takes about two minutes on two cores and downloads nothing. Prints one table, accuracy at T = 1 .. 4; leaves
+    results.json, accuracy.png, raster.png and report.html in the output folder.
+
+    Args:
+        out: Output folder; what it held before is replaced.
+        seed: Decides initial weights, order and augmentation.
+    """
+    Console().print(recipes.demo(out, seed=seed))
+
+
+def info() -> None:
+    """Print versions, devices, and which implementation of the neurons would run and why."""
+    import torch
+
+    console = Console(highlight=False)
+    for name, version in provenance.versions().items():
+        console.print(f"{name:12} {version}")
+    console.print(f"{'commit':12} {provenance.commit() or 'none: installed package'}")
+    console.print(f"{'cpu':12} {provenance.device_name('cpu')}")
+    console.print(f"{'c++':12} {provenance.cpp_compiler() or 'none found'}")
+    gpus = [provenance.device_name(f"cuda:{index}") for index in range(torch.cuda.device_count())]
+    console.print(f"{'gpu':12} {', '.join(gpus) or 'none'}")
+    console.print("neurons")
+    for device in ["cpu"] + ["cuda"] * bool(gpus):
+        console.print(f"  large inputs: {kernels.explain(device, 2**20)}")
+        console.print(f"  small inputs: {kernels.explain(device, 2**10)}")
+
+
+COMMANDS: dict[str, Any] = {"demo": demo, "train": train, "evaluate": evaluate, "info": info}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; errors that a user can mend are printed without a traceback."""
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            COMMANDS,
+            prog="ranvier",
+            description="Accurate spiking neural networks that answer in one to a few time steps.",
+            args=arguments,
+            config=(
+                tyro.conf.CascadeSubcommandArgs,
+                tyro.conf.OmitArgPrefixes,
+                tyro.conf.OmitSubcommandPrefixes,
+                tyro.conf.HelptextFromCommentsOff,
+            ),
+        )
+    except (ValueError, OSError, RuntimeError, ArithmeticError, ImportError) as error:
+        Console(stderr=True).print(f"[bold red]error[/]: {_plain(error)}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+
+
+def _plain(error: BaseException) -> str:
+    from rich.markup import escape
+
+    return escape(str(error))

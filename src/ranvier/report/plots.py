@@ -1,0 +1,115 @@
+"""Figures: accuracy by time step, spike rasters."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ranvier.atomic import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+INK = "#2b2b2b"
+FAINT = "#8a8a8a"
+PALETTE = ("#0b6e99", "#d1495b", "#66a182", "#edae49", "#7d5ba6", "#5c6770")
+"""Told apart in print and with the common colour-vision deficiencies; blue and red come first."""
+
+
+def accuracy_curves(curves: Mapping[str, Sequence[float]], *, title: str = "", path: str | Path | None = None) -> "Figure":
+    """Accuracy against the number of time steps, one line per network.
+
+    Args:
+        curves: For each name, accuracies in [0, 1] after 1 .. T steps.
+        title: Above the axes.
+        path: Where to write a PNG; None writes nothing.
+
+    Raises:
+        ValueError: There are no curves.
+    """
+    if not curves:
+        raise ValueError("there are no curves to draw. Pass at least one name with its accuracies.")
+    figure, (axes,) = _figure(6.4, 4.0)
+    steps = max(map(len, curves.values()))
+    for index, (name, accuracy) in enumerate(curves.items()):
+        axes.plot(
+            range(1, len(accuracy) + 1),
+            [100 * value for value in accuracy],
+            marker="o",
+            markersize=5,
+            linewidth=1.8,
+            linestyle="-" if index < len(PALETTE) else "--",
+            color=PALETTE[index % len(PALETTE)],
+            label=name,
+        )
+    axes.set_xlabel("time steps T")
+    axes.set_ylabel("accuracy %")
+    axes.set_xticks(range(1, steps + 1))
+    axes.set_title(title, loc="left", color=INK)
+    axes.grid(axis="y", color="#e4e4e4", linewidth=0.8)
+    axes.legend(frameon=False)
+    return _finish(figure, path)
+
+
+def spike_raster(
+    spikes: Mapping[str, Tensor], *, sample: int = 0, neurons: int = 80, title: str = "", path: str | Path | None = None
+) -> "Figure":
+    """Spikes of a few neurons of every layer, for one sample; bursts stand out.
+
+    Args:
+        spikes: For each layer, `[T, B, ...]` as `ranvier.evaluation.record_spikes` returns them.
+        sample: Index in the batch.
+        neurons: How many neurons of a layer to show, evenly spread over it.
+        title: Above the figure.
+        path: Where to write a PNG; None writes nothing.
+
+    Raises:
+        ValueError: There are no layers.
+    """
+    if not spikes:
+        raise ValueError("there are no layers to draw. Pass what ranvier.evaluation.record_spikes returns.")
+    figure, grid = _figure(1.2 + 1.7 * len(spikes), 4.4, columns=len(spikes))
+    has_bursts = False
+    for axes, (name, emitted) in zip(grid, spikes.items(), strict=True):
+        shown = emitted[:, sample].flatten(1)
+        total = shown.shape[1]
+        shown = shown[:, torch.linspace(0, total - 1, min(neurons, total)).long()]
+        burst = (shown != 0) & (shown != 1)
+        for mask, color, size in ((shown == 1, PALETTE[0], 9), (burst, PALETTE[1], 20)):
+            step, neuron = mask.nonzero(as_tuple=True)
+            axes.scatter(step + 1, neuron, s=size, marker="s" if size > 9 else "o", color=color, linewidths=0)
+        has_bursts |= bool(burst.any())
+        rate = float((emitted[:, sample] != 0).float().mean())
+        axes.set_title(f"{name}\n{total} neurons, rate {rate:.2f}", fontsize=8, color=INK)
+        axes.set_xticks(range(1, len(shown) + 1))
+        axes.set_xlim(0.5, len(shown) + 0.5)
+        axes.set_ylim(-1, shown.shape[1])
+        axes.set_yticks([])
+        axes.set_xlabel("time step")
+    grid[0].set_ylabel(f"up to {neurons} neurons of each layer")
+    legend = "blue: spike" + ("   red: burst" if has_bursts else "")
+    figure.suptitle(f"{title}   {legend}".strip(), fontsize=9, color=INK, x=0.01, ha="left")
+    return _finish(figure, path)
+
+
+def _figure(width: float, height: float, columns: int = 1) -> tuple["Figure", Any]:
+    # Not pyplot: it would pick a window system and keep figures alive.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=150)
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(1, columns, squeeze=False)[0]
+    for axes in grid:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(colors=FAINT, labelcolor=INK)
+    return figure, grid
+
+
+def _finish(figure: "Figure", path: str | Path | None) -> "Figure":
+    if path is not None:
+        with replacing(path) as temporary:
+            figure.savefig(temporary, format="png")
+    return figure
