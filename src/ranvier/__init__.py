@@ -7,7 +7,7 @@
 >>> loss.backward()
 """
 
-from ranvier import dynamics, kernels, losses, models, nn
+from ranvier import data, dynamics, evaluation, kernels, losses, models, nn, recipes, report, training, weights
 from ranvier.kernels import explain
 
 __version__ = "0.1.0.dev0"

@@ -41,7 +41,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.replace(path)
     except OSError as error:
         raise OSError(
-            error.errno, f"could not write {path} ({error}); the file before it, if any, is untouched. Is the disk full?"
+            error.errno,
+            f"could not write {path} ({error}); the file before it, if any, is untouched. Is the disk full?",
         ) from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 
@@ -34,7 +35,7 @@ def check_sequence(name: str, tensor: Tensor) -> None:
 
 
 def check_logits(logits: Tensor, labels: Tensor | None = None) -> None:
-    """Raise unless `logits` is `[T, B, K]` and `labels`, if given, is `[B]` of an integer type."""
+    """Raise unless `logits` is `[T, B, K]` and `labels`, if given, is `[B]` of torch.int64, in range (on a CPU)."""
     if logits.ndim != 3:
         raise ValueError(
             f"logits have shape {shape_of(logits)}, but must be [T, B, K]: one row of class scores per step and sample. "
@@ -44,17 +45,20 @@ def check_logits(logits: Tensor, labels: Tensor | None = None) -> None:
         raise ValueError(f"logits have shape {shape_of(logits)}: T = 0 steps. Run the model for at least one step.")
     if labels is None:
         return
-    if labels.shape != logits.shape[1:2] or labels.dtype.is_floating_point:
+    if labels.shape != logits.shape[1:2] or labels.dtype != torch.int64:
         raise ValueError(
             f"labels have shape {shape_of(labels)} and dtype {labels.dtype}, but logits {shape_of(logits)} need "
-            f"[{logits.shape[1]}] class indices (torch.int64)."
+            f"[{logits.shape[1]}] class indices of dtype torch.int64: labels.long()."
         )
+    # On a GPU reading the labels would wait for the device, in a compiled graph it would break the graph.
+    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+        check_labels(labels, logits.shape[2])
 
 
 def check_labels(labels: Tensor, num_classes: int) -> None:
     """Raise, naming the first offender, unless every label lies in `0 .. num_classes - 1`.
 
-    Reads the values, which waits for the device: call it once per data set, not once per batch.
+    Reads the values, which waits for the device.
     """
     wrong = ((labels < 0) | (labels >= num_classes)).nonzero()
     if len(wrong):

@@ -33,8 +33,8 @@ def train(
 ) -> None:
     """Train a network by a recipe.
 
-    Leaves results.json, model.safetensors, metrics.jsonl and the checkpoint in the output folder, and prints the accuracy
-    at every time step last.
+    Leaves results.json, model.safetensors, metrics.jsonl and the checkpoint in the output folder, and prints the
+    accuracy at every time step last.
 
     Examples:
       ranvier train digits
@@ -47,7 +47,9 @@ def train(
         out: Output folder; by default runs/NAME-METHOD-NEURON-STEPS-seed.
         resume: Go on where the run in the output folder stopped; starts it if there is none.
     """
-    Console().print(recipes.run(recipe, out or default_folder(recipe), resume=resume))
+    result = recipes.run(recipe, out or default_folder(recipe), resume=resume)
+    if provenance.process_rank() == 0:
+        Console().print(result)
 
 
 def default_folder(recipe: Recipe) -> Path:

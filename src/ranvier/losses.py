@@ -27,7 +27,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.
     2.3026
     """
     check_logits(logits, labels)
-    return F.cross_entropy(logits.mean(0), labels, label_smoothing=label_smoothing)
+    return F.cross_entropy(_at_least_float32(logits).mean(0), labels, label_smoothing=label_smoothing)
 
 
 def tet(
@@ -55,7 +55,7 @@ def tet(
     check_logits(logits, labels)
     if not 0 <= weight <= 1:
         raise ValueError(f"weight is {weight}, but must lie in [0, 1].")
-    steps = logits.shape[0]
+    logits, steps = _at_least_float32(logits), logits.shape[0]
     each_step = F.cross_entropy(logits.flatten(0, 1), labels.repeat(steps), label_smoothing=label_smoothing)
     return (1 - weight) * each_step + weight * (logits - mean).square().mean()
 
@@ -66,8 +66,8 @@ def temporal_consistency(logits: Tensor, *, temperature: float = 4.0) -> Tensor:
         P[t] = softmax(logits[t] / temperature)
         L    = temperature^2 / (T (T - 1)) sum_t sum_{m != t} KL(P[m] || P[t]),   P[m] as teacher detached
 
-    It is computed in O(T): for each student t all teachers together act as their mean, Q[t] = (sum_m P[m] - P[t]) / (T - 1).
-    The gradient is that of the all-pairs form,
+    It is computed in O(T): for each student t all teachers together act as their mean,
+    Q[t] = (sum_m P[m] - P[t]) / (T - 1). The gradient is that of the all-pairs form,
 
         dL/dlogits[t] = temperature / ((T - 1) B) (P[t] - mean_m P[m]),
 
@@ -97,7 +97,7 @@ def temporal_consistency(logits: Tensor, *, temperature: float = 4.0) -> Tensor:
             "temporal consistency compares time steps, but the logits have T = 1. "
             "Train with at least two steps (the network may be run with one afterwards), or leave this loss out."
         )
-    student = F.log_softmax(logits / temperature, dim=-1)
+    student = F.log_softmax(_at_least_float32(logits) / temperature, dim=-1)
     p = student.detach().exp()
     teacher = (p.sum(0, keepdim=True) - p) / (steps - 1)
     # KL(P_m || P_t) = entropy part of the teachers - cross part; the teachers' part carries no gradient but makes the
@@ -105,3 +105,8 @@ def temporal_consistency(logits: Tensor, *, temperature: float = 4.0) -> Tensor:
     entropy = (p * student.detach()).sum()
     divergence = entropy - (teacher * student).sum()
     return temperature**2 / (steps * batch) * divergence
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    """At bfloat16, which an autocast model may return, the differences between steps would be mostly rounding."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

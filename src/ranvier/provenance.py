@@ -49,11 +49,14 @@ def commit() -> str | None:
 
 
 def cpp_compiler() -> str | None:
-    """Path of the C++ compiler that torch.compile would use on the CPU: `$CXX` or the first of g++, clang++."""
-    candidates = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++"]
-    if sys.platform == "win32":
-        candidates.append("cl")
-    return next((path for name in candidates if (path := shutil.which(name))), None)
+    """Path of the C++ compiler that torch.compile would use on the CPU: `$CXX`, or the one it looks for by default."""
+    default = {"win32": "cl", "darwin": "clang++"}.get(sys.platform, "g++")
+    return shutil.which(os.environ.get("CXX", default))
+
+
+def process_rank() -> int:
+    """Number of this process among those that torchrun or `accelerate launch` started; 0 alone."""
+    return int(os.environ.get("RANK", "0"))
 
 
 def cache_folder() -> Path:

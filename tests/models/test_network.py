@@ -22,7 +22,8 @@ NETWORKS: dict[str, tuple[Builder, int]] = {
     "vggsnn": (partial(models.vggsnn, 10, 3, image_size=16), 16),
     "snn6": (partial(models.snn6, 10, 3, image_size=16), 16),
     "vgg16": (partial(models.vgg16, image_size=32, hidden=(16, 16)), 32),
-    "resnet19": (models.resnet19, 8),
+    # Gains for a threshold four times that of the neurons: at its own, a fresh ResNet-19 hardly fires.
+    "resnet19": (partial(models.resnet19, v_threshold=2.0), 8),
     "resnet20": (models.resnet20, 8),
     "sew_resnet18": (models.sew_resnet18, 8),
     "sew_resnet18_imagenet": (partial(models.sew_resnet18, stem="imagenet"), 32),
@@ -46,9 +47,6 @@ SAME_PARTS = ("vggsnn", "snn6", "vgg16", "sew_resnet18_imagenet", "sew_resnet34"
 every_network = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SAME_PARTS else []) for name in NETWORKS]
 )
-
-torch_internal_warning = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
-"""The compiler of torch 2.13 instantiates the autograd function that it traces, and torch warns about that."""
 
 STEPS, BATCH = 3, 2
 
@@ -133,13 +131,15 @@ def test_streaming_is_exact_where_arithmetic_is() -> None:
     network = models.mlp([16, 12, 8, 4]).eval()
     with torch.no_grad():
         for parameter in network.parameters():
-            parameter.copy_(torch.randint(-40, 80, parameter.shape) / 64)
+            parameter.copy_(torch.randint(-40, 60, parameter.shape) / 64)
     images = torch.randint(0, 64, (5, 16)) / 64
     state, logits = None, []
     for _ in range(6):
         step, state = network(images, steps=1, state=state, return_state=True)
         logits.append(step)
-    assert torch.equal(torch.cat(logits), network(images, steps=6))
+    expected = network(images, steps=6)
+    assert len(expected.unique(dim=0)) > 2, "the network is silent: this test would show nothing"
+    assert torch.equal(torch.cat(logits), expected)
 
 
 @every_network
@@ -153,34 +153,28 @@ def test_encoder_convolves_a_constant_input_once(name: str) -> None:
     assert sizes == [BATCH, STEPS * BATCH]
 
 
+def logits_and_gradients(model: nn.Module, images: Tensor) -> list[Tensor]:
+    logits = model(images, steps=2)
+    return [logits, *torch.autograd.grad(logits.square().sum(), list(model.parameters()))]
+
+
 @every_network
-@torch_internal_warning
 @pytest.mark.usefixtures("fresh_compiler")
 def test_compiles_without_graph_break(name: str) -> None:
     network, images = build(name)
-
-    def run(model: nn.Module) -> tuple[Tensor, list[Tensor]]:
-        logits = model(images, steps=2)
-        return logits, list(torch.autograd.grad(logits.square().sum(), list(network.parameters())))
-
-    expected, gradients = run(network)
-    logits, compiled_gradients = run(torch.compile(network, fullgraph=True, backend="aot_eager"))
-    torch.testing.assert_close(logits, expected, **CLOSE)
-    torch.testing.assert_close(compiled_gradients, gradients, **CLOSE)
+    network.train()
+    compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(logits_and_gradients(compiled, images), logits_and_gradients(network, images), **CLOSE)
 
 
 @pytest.mark.slow
-@torch_internal_warning
+@pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")  # torch 2.13 importing itself
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("name", ["vgg", "spikformer"])
-def test_compiled_by_inductor_equals_eager(name: str) -> None:
+def test_compiled_for_speed_equals_eager(name: str) -> None:
     network, images = build(name)
-    network.train()
     compiled = torch.compile(network, fullgraph=True)
-    for training in (True, False):
-        network.train(training)
-        expected = network(images, steps=2)
-        torch.testing.assert_close(compiled(images, steps=2), expected, **CLOSE)
+    torch.testing.assert_close(logits_and_gradients(compiled, images), logits_and_gradients(network, images), **CLOSE)
 
 
 @every_network

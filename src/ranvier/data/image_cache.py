@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 import zlib
 from pathlib import Path
 
 from torch import Tensor
 
+from ranvier.atomic import replacing
 from ranvier.data.images import ImageSet, ImageSplits
 
 FORMAT = 1
@@ -32,7 +31,7 @@ def read(file: Path) -> ImageSplits | None:
 
 
 def write(file: Path, splits: ImageSplits) -> None:
-    """Write both splits under a temporary name, then rename: a reader sees a whole file or none.
+    """Write both splits; a reader, or another process that builds the same file, sees a whole one or none.
 
     Raises:
         OSError: the folder cannot be written to, or the disk is full.
@@ -46,18 +45,11 @@ def write(file: Path, splits: ImageSplits) -> None:
         assert isinstance(part, ImageSet)
         tensors |= {f"{split}.images": part.images, f"{split}.labels": part.labels}
         cards[split] = json.dumps({"classes": part.classes, "name": part.name, "crc32": _checksum(part.images)})
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.stem}-", delete=False) as handle:
-        temporary = Path(handle.name)
-    try:
-        save_file(tensors, temporary, cards)
-        with temporary.open("rb+") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, file)
-    except SafetensorError as error:
-        raise OSError(str(error)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(file) as temporary:
+        try:
+            save_file(tensors, temporary, cards)
+        except SafetensorError as error:  # how safetensors reports a failed write
+            raise OSError(None, str(error)) from error
 
 
 def _checked(images: Tensor, labels: Tensor, *, classes: list[str], name: str, crc32: str) -> ImageSet:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ranvier.data import image_cache
 from ranvier.data.images import ImageSet, ImageSplits, StreamedImages, is_grayscale
+from ranvier.provenance import cache_folder
 
 if TYPE_CHECKING:
     import datasets
@@ -52,7 +53,7 @@ def load_images(
         grayscale: True gives one channel, False three; None takes what the first image has.
         train_split: Name of the training split.
         test_split: Name of the test split. Where there is no split `"test"`, `"validation"` stands in for it.
-        cache_dir: Folder for the decoded images; None means `~/.cache/ranvier`.
+        cache_dir: Folder for the decoded images; None means `ranvier.provenance.cache_folder()`.
         max_bytes: Splits that would together need more memory are returned as `StreamedImages` and not cached.
         progress: Show progress bars while downloading and decoding.
 
@@ -66,7 +67,7 @@ def load_images(
         ImportError: `datasets` or Pillow is not installed.
     """
     height_width = _height_width(size)
-    cache_root = Path(cache_dir) if cache_dir is not None else Path.home() / ".cache" / "ranvier"
+    cache_root = Path(cache_dir) if cache_dir is not None else cache_folder()
     arrow_cache = cache_root / "arrow" if cache_dir is not None else None  # None: the cache that `datasets` shares
     folder = _find_folder(source)
     if folder is not None:

@@ -69,7 +69,7 @@ def lifb_scan(
     """
     if current.ndim < 3 or current.shape[2] != len(strength):
         raise ValueError(
-            f"current has shape {list(current.shape)}, but {len(strength)} burst strengths need [T, B, {len(strength)}, "
-            "...]: the channel axis comes third. Build the neuron with the channel count of its input."
+            f"current has shape {list(current.shape)}, but {len(strength)} burst strengths need "
+            f"[T, B, {len(strength)}, ...]: the channel axis comes third. Build the neuron with the channel count of its input."
         )
     return scan(lifb_step, current, state, params, strength)

@@ -20,7 +20,7 @@ Step = Callable[..., tuple[Tensor, Tensor]]
 
 
 class NeuronState(NamedTuple):
-    """What a neuron remembers between calls: the membrane potential `v`, `[B, ...]`, float32 (float64 for float64 input)."""
+    """What a neuron remembers between calls: the potential `v`, `[B, ...]`, float32 (float64 for float64 input)."""
 
     v: Tensor
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ranvier.atomic import write_json
 from ranvier.checks import check_logits
+from ranvier.evaluation.mode import evaluating
 
 
 @dataclass(frozen=True)
@@ -83,18 +84,13 @@ def accuracy_by_step(
     hits: list[Tensor] = []
     ties: list[Tensor] = []
     total = 0
-    training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            for images, labels in loader:
-                images, labels = images.to(device), labels.to(device)
-                batch_hits, batch_ties = score_by_step(model(images, steps), labels)
-                hits.append(batch_hits)
-                ties.append(batch_ties)
-                total += len(labels)
-    finally:
-        model.train(training)
+    with evaluating(model), torch.inference_mode():
+        for images, labels in loader:
+            images, labels = images.to(device), labels.to(device)
+            batch_hits, batch_ties = score_by_step(model(images, steps), labels)
+            hits.append(batch_hits)
+            ties.append(batch_ties)
+            total += len(labels)
     if total == 0:
         raise ValueError("the loader gave no samples, so there is no accuracy. Check the data set or its split.")
     return AccuracyByStep(
@@ -112,7 +108,7 @@ def score_by_step(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     (tensor([0, 1]), tensor([1, 0]))
     """
     check_logits(logits, labels)
-    prefix_sum = logits.float().cumsum(0)  # the mean has the same order
+    prefix_sum = logits.to(torch.promote_types(logits.dtype, torch.float32)).cumsum(0)  # the mean has the same order
     index = labels.expand(len(logits), -1).unsqueeze(-1)
     true = prefix_sum.gather(2, index).squeeze(-1)
     best_other = prefix_sum.scatter(2, index, -torch.inf).amax(-1)

@@ -9,9 +9,9 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from ranvier.atomic import write_json
-from ranvier.nn import IF, LIF, LIFB, PLIF
-
-NEURONS = (IF, LIF, PLIF, LIFB)
+from ranvier.dynamics import NeuronState
+from ranvier.evaluation.mode import evaluating
+from ranvier.nn import LIFB, Neuron
 
 
 @dataclass(frozen=True)
@@ -86,20 +86,18 @@ def firing_rates(
     Raises:
         ValueError: The loader is empty, or the model has no spiking neurons of `ranvier.nn`.
     """
-    device = next(iter(model.parameters())).device
+    parameter = next(model.parameters(), None)
+    device = parameter.device if parameter is not None else torch.device("cpu")
     watch = _Watch(model)
-    training = model.training
-    model.eval()
     samples = 0
     try:
-        with torch.inference_mode():
+        with evaluating(model), torch.inference_mode():
             for number, (images, _) in enumerate(loader):
                 if number == batches:
                     break
                 model(images.to(device), steps)
                 samples += len(images)
     finally:
-        model.train(training)
         watch.close()
     if samples == 0:
         raise ValueError("the loader gave no samples, so there is nothing to count. Check the data set or its split.")
@@ -112,15 +110,16 @@ class _Watch:
     def __init__(self, model: nn.Module) -> None:
         self.spikes: dict[str, Tensor] = {}
         self.bursts: dict[str, Tensor] = {}
-        self.neurons: dict[str, int] = {}
+        self.values: dict[str, int] = {}
         self.handles = [
-            module.register_forward_hook(lambda neuron, _, spikes, name=name: self.count(name, neuron, spikes))
+            module.register_forward_hook(lambda neuron, _, output, name=name: self.count(name, neuron, _spikes(output)))
             for name, module in _spiking(model)
         ]
 
     def count(self, name: str, neuron: nn.Module, spikes: Tensor) -> None:
         features = tuple(range(1, spikes.ndim))
-        self.neurons[name] = spikes[0, 0].numel()
+        # A neuron has no state, so a network may use one module in several places: each adds its values.
+        self.values[name] = self.values.get(name, 0) + spikes[0].numel()
         fired = (spikes != 0).sum(features)
         graded = ((spikes != 0) & (spikes != 1)).sum(features) if isinstance(neuron, LIFB) else torch.zeros_like(fired)
         self.spikes[name] = self.spikes.get(name, 0) + fired
@@ -130,11 +129,11 @@ class _Watch:
         return tuple(
             LayerActivity(
                 name=name,
-                neurons=count,
-                firing_rate=tuple((self.spikes[name] / (samples * count)).tolist()),
-                burst_rate=tuple((self.bursts[name] / (samples * count)).tolist()),
+                neurons=values // samples,
+                firing_rate=tuple((self.spikes[name] / values).tolist()),
+                burst_rate=tuple((self.bursts[name] / values).tolist()),
             )
-            for name, count in self.neurons.items()
+            for name, values in self.values.items()
         )
 
     def close(self) -> None:
@@ -155,24 +154,26 @@ def record_spikes(model: nn.Module, images: Tensor, steps: int | None = None) ->
     """
     found: dict[str, Tensor] = {}
     handles = [
-        module.register_forward_hook(lambda _, __, spikes, name=name: found.__setitem__(name, spikes.cpu()))
+        module.register_forward_hook(lambda _, __, output, name=name: found.__setitem__(name, _spikes(output).cpu()))
         for name, module in _spiking(model)
     ]
-    training = model.training
-    model.eval()
     try:
-        with torch.inference_mode():
+        with evaluating(model), torch.inference_mode():
             model(images, steps)
     finally:
-        model.train(training)
         for handle in handles:
             handle.remove()
     return found
 
 
-def _spiking(model: nn.Module) -> list[tuple[str, nn.Module]]:
+def _spiking(model: nn.Module) -> list[tuple[str, Neuron]]:
     """Neurons of `ranvier.nn` by name; raises if there are none."""
-    found = [(name, module) for name, module in model.named_modules() if isinstance(module, NEURONS)]
+    found = [(name, module) for name, module in model.named_modules() if isinstance(module, Neuron)]
     if not found:
         raise ValueError("the model has no neurons of ranvier.nn, so there are no spikes to count.")
     return found
+
+
+def _spikes(output: Tensor | tuple[Tensor, NeuronState]) -> Tensor:
+    """Spikes among what a neuron returned: alone, or with its state where the network streams."""
+    return output[0] if isinstance(output, tuple) else output

@@ -1,6 +1,17 @@
 """How neurons run fast: the scans of `ranvier.dynamics` with an `implementation=` argument."""
 
-from ranvier.kernels.dispatch import Choice, Implementation, choose, explain
+from ranvier.kernels.dispatch import Choice, Implementation, choose, compile_whole, explain
 from ranvier.kernels.scan import if_scan, lif_scan, lifb_scan, plif_scan, scan
 
-__all__ = ["Choice", "Implementation", "choose", "explain", "if_scan", "lif_scan", "lifb_scan", "plif_scan", "scan"]
+__all__ = [
+    "Choice",
+    "Implementation",
+    "choose",
+    "compile_whole",
+    "explain",
+    "if_scan",
+    "lif_scan",
+    "lifb_scan",
+    "plif_scan",
+    "scan",
+]

@@ -2,9 +2,10 @@
 
 import importlib.util
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +15,11 @@ from ranvier.provenance import cpp_compiler
 
 Implementation = Literal["auto", "reference", "compiled"]
 IMPLEMENTATIONS = ("auto", "reference", "compiled")
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+RECOMPILE_LIMIT = 64
+"""Combinations of T, dtype, memory layout and mode that one compiled scan or network may meet in a process."""
 
 SMALL = 2**16
 """Values per time step below which compiling (seconds, once) does not pay for what it saves (microseconds a call)."""
@@ -52,12 +58,10 @@ def choose(implementation: Implementation, device: torch.device, values_per_step
         if obstacle:
             raise RuntimeError(f'implementation="compiled" cannot run on {device.type}: {obstacle}')
         return Choice("compiled", "asked for")
-    if values_per_step < SMALL:
-        return Choice("reference", f"{values_per_step} values a step are fewer than {SMALL}, compiling would not pay")
-    if obstacle:
+    choice = _best(values_per_step, obstacle)
+    if choice.reason == obstacle:
         _warn_once(f"Neurons run their slower reference on {device.type}: {obstacle}")
-        return Choice("reference", obstacle)
-    return Choice("compiled", "the loop over time fuses to one pass over memory")
+    return choice
 
 
 def explain(device: torch.device | str = "cpu", values_per_step: int = 2**20) -> str:
@@ -67,10 +71,25 @@ def explain(device: torch.device | str = "cpu", values_per_step: int = 2**20) ->
     'cpu: reference (10 values a step are fewer than 65536, compiling would not pay)'
     """
     device = torch.device(device)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        choice = choose("auto", device, values_per_step)
+    choice = _best(values_per_step, _obstacle(device.type))
     return f"{device.type}: {choice.implementation} ({choice.reason})"
+
+
+def compile_whole(function: Function) -> Function:
+    """Compile a scan or a network as one graph, with a count of recompilations of its own.
+
+    torch.compile counts recompilations per line of code, so a process that trains its ninth network of one class would
+    otherwise fall back to eager, or fail.
+
+    Args:
+        function: A callable or module.
+
+    Raises:
+        torch._dynamo.exc.Unsupported: At the first call, if `function` would break the graph.
+    """
+    return torch.compile(  # type: ignore[call-overload]  # the overloads lag behind the signature
+        function, fullgraph=True, recompile_limit=RECOMPILE_LIMIT, isolate_recompiles=True
+    )
 
 
 def run_size(current: Tensor) -> int:
@@ -78,11 +97,22 @@ def run_size(current: Tensor) -> int:
     return current.numel() // max(current.shape[0], 1)
 
 
+def _best(values_per_step: int, obstacle: str | None) -> Choice:
+    """What `auto` picks, given what keeps torch.compile from running."""
+    if values_per_step < SMALL:
+        return Choice("reference", f"{values_per_step} values a step are fewer than {SMALL}, compiling would not pay")
+    if obstacle:
+        return Choice("reference", obstacle)
+    return Choice("compiled", "the loop over time fuses to one pass over memory")
+
+
 @cache
 def _obstacle(device_type: str) -> str | None:
     """What keeps torch.compile from running on this kind of device, with the remedy; None if nothing does."""
     if device_type == "cpu" and cpp_compiler() is None:
-        return "torch.compile needs a C++ compiler and found none. Install one (Debian: apt-get install g++) or set CXX."
+        return (
+            "torch.compile needs a C++ compiler and found none. Install one (Debian: apt-get install g++) or set CXX."
+        )
     if device_type == "cuda" and importlib.util.find_spec("triton") is None:
         return "torch.compile needs Triton on a GPU. Install it: pip install triton."
     if device_type not in ("cpu", "cuda"):

@@ -1,7 +1,7 @@
 """The scans of `ranvier.dynamics`, made fast: same names, same signatures, plus `implementation=`.
 
-`compiled` is the reference itself, put through torch.compile: the loop over T unrolls and fuses to one pass over memory,
-and the backward pass keeps only the input and recomputes the potential. T is static; batch and feature sizes are
+`compiled` is the reference itself, put through torch.compile: the loop over T unrolls and fuses to one pass over
+memory, and the backward pass keeps only the input and recomputes the potential. T is static; batch and feature sizes are
 dynamic, so a smaller last batch does not compile again. A Triton scan for GPUs will be one more implementation here.
 """
 
@@ -15,12 +15,9 @@ from torch import Tensor
 from ranvier import dynamics
 from ranvier.dynamics import NeuronState
 from ranvier.dynamics.scan import Step, check_scan
-from ranvier.kernels.dispatch import Implementation, choose, run_size
+from ranvier.kernels.dispatch import Implementation, choose, compile_whole, run_size
 
 Scan = Callable[..., tuple[Tensor, NeuronState]]
-
-RECOMPILE_LIMIT = 64
-"""Combinations of T, dtype, memory layout and parameters that one scan may meet in a process."""
 
 
 def scan(
@@ -48,7 +45,8 @@ def scan(
     choice = choose(implementation, current.device, run_size(current))
     if choice.implementation == "reference":
         return dynamics.scan(step, current, state, params, *learned)
-    return _compiled(dynamics.scan, step, params, current.shape[0])(step, _sizes_open(current), state, params, *learned)
+    compiled = _compiled(dynamics.scan, step, params, current.shape[0])
+    return compiled(step, _sizes_open(current, 1), _state_open(state), params, *map(_sizes_open, learned))
 
 
 def _with_implementation(reference: Scan) -> Scan:
@@ -66,7 +64,8 @@ def _with_implementation(reference: Scan) -> Scan:
         choice = choose(implementation, current.device, run_size(current))
         if choice.implementation == "reference":
             return reference(current, state, params, *learned)
-        return _compiled(reference, None, params, current.shape[0])(_sizes_open(current), state, params, *learned)
+        compiled = _compiled(reference, None, params, current.shape[0])
+        return compiled(_sizes_open(current, 1), _state_open(state), params, *map(_sizes_open, learned))
 
     return run
 
@@ -74,15 +73,22 @@ def _with_implementation(reference: Scan) -> Scan:
 @functools.cache
 def _compiled(reference: Scan, step: Step | None, params: Any, steps: int) -> Scan:
     """The compiled reference for one set of constants; each has its own count of recompilations."""
-    return torch.compile(reference, fullgraph=True, recompile_limit=RECOMPILE_LIMIT, isolate_recompiles=True)
+    return compile_whole(reference)
 
 
-def _sizes_open(current: Tensor) -> Tensor:
-    """A view whose sizes after T the compiler treats as variable (`dynamic=True` would open the neuron's numbers too)."""
-    view = current.view_as(current)  # the mark stays off the caller's tensor
-    for axis in range(1, view.ndim):
+def _sizes_open(tensor: Tensor, first: int = 0) -> Tensor:
+    """A view whose sizes from axis `first` the compiler treats as variable.
+
+    `dynamic=True` would open the neuron's numbers too.
+    """
+    view = tensor.view_as(tensor)  # the mark stays off the caller's tensor
+    for axis in range(first, view.ndim):
         torch._dynamo.maybe_mark_dynamic(view, axis)
     return view
+
+
+def _state_open(state: NeuronState | None) -> NeuronState | None:
+    return None if state is None else NeuronState(_sizes_open(state.v))
 
 
 if_scan = _with_implementation(dynamics.if_scan)

@@ -1,6 +1,6 @@
 """Modules: neurons as drop-in activations, time folding, normalisation, readout."""
 
-from ranvier.nn.neurons import IF, LIF, LIFB, PLIF
+from ranvier.nn.neurons import IF, LIF, LIFB, PLIF, Neuron
 from ranvier.nn.normalization import BatchNorm
 from ranvier.nn.readout import Readout
 from ranvier.nn.time import Carry, TimeFolded, fire, fold_time, repeat, unfold_time
@@ -12,6 +12,7 @@ __all__ = [
     "PLIF",
     "BatchNorm",
     "Carry",
+    "Neuron",
     "Readout",
     "TimeFolded",
     "fire",

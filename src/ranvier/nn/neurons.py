@@ -16,8 +16,12 @@ from ranvier.dynamics import IFParams, LIFBParams, LIFParams, NeuronState, PLIFP
 from ranvier.kernels.dispatch import IMPLEMENTATIONS, Implementation
 
 
-class _Neuron(nn.Module):
-    """Shared by the neurons below: the call. A subclass builds `params` and names its scan."""
+class Neuron(nn.Module):
+    """What the neurons below share: the call, with or without state.
+
+    For a neuron of your own, write its step as a pure function, build `params` (a frozen dataclass) in `__init__`, and
+    let `scan` pass both to `ranvier.kernels.scan`: it then compiles and streams like the others.
+    """
 
     params: IFParams | LIFParams | PLIFParams | LIFBParams
 
@@ -41,7 +45,7 @@ class _Neuron(nn.Module):
     def forward(
         self, current: Tensor, state: NeuronState | None = None, *, return_state: bool = False
     ) -> Tensor | tuple[Tensor, NeuronState]:
-        """Spikes `[T, B, ...]` for `current` `[T, B, ...]`; with `return_state` also the state to pass to the next call."""
+        """Spikes `[T, B, ...]` for `current` `[T, B, ...]`; with `return_state` also the state for the next call."""
         spikes, after = self.scan(current, state)
         return (spikes, after) if return_state else spikes
 
@@ -50,7 +54,7 @@ class _Neuron(nn.Module):
         return ", ".join(f"{name}={value}" for name, value in vars(self.params).items())
 
 
-class IF(_Neuron):
+class IF(Neuron):
     """Integrate-and-fire neuron without leak: `ranvier.dynamics.if_scan` as a module.
 
         h = v + x;  s = (h >= v_threshold);  v = h (1 - s)
@@ -85,7 +89,7 @@ class IF(_Neuron):
         return kernels.if_scan(current, state, self.params, implementation=self.implementation)
 
 
-class LIF(_Neuron):
+class LIF(Neuron):
     """Leaky integrate-and-fire neuron: `ranvier.dynamics.lif_scan` as a module.
 
         h = v + (x - v) / tau;  s = (h >= v_threshold);  v = h (1 - s)
@@ -123,7 +127,7 @@ class LIF(_Neuron):
         return kernels.lif_scan(current, state, self.params, implementation=self.implementation)
 
 
-class PLIF(_Neuron):
+class PLIF(Neuron):
     """Leaky integrate-and-fire neuron with a learned time constant, one per layer: `ranvier.dynamics.plif_scan`.
 
         h = v + (x - v) / tau,  tau = 1 + exp(-decay);  s = (h >= v_threshold);  v = h (1 - s)
@@ -168,7 +172,7 @@ class PLIF(_Neuron):
         return kernels.plif_scan(current, state, self.params, self.decay, implementation=self.implementation)
 
 
-class LIFB(_Neuron):
+class LIFB(Neuron):
     """Burst neuron with a learned burst strength per channel: `ranvier.dynamics.lifb_scan` as a module.
 
         h = v + (x - v) / tau

@@ -9,8 +9,8 @@ class Readout(TimeFolded):
     """Linear classifier at every step, without a spiking output: `logits[t] = W features[t] + b`.
 
     Nothing is accumulated: step t stands for itself, and the prediction after t steps is the mean of the first t
-    logits, taken by whoever evaluates. (The temporal-consistency paper draws an accumulating output neuron; its released
-    code, like this, does not have one.)
+    logits, taken by whoever evaluates. (The temporal-consistency paper draws an accumulating output neuron; its
+    released code, like this, does not have one.)
 
     Args:
         num_features: Features per step after flattening.

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable
 
-
 from torch import Tensor, nn
 
 from ranvier.checks import check_sequence
 from ranvier.dynamics import NeuronState
+from ranvier.nn.neurons import Neuron
 
 
 def fold_time(x: Tensor) -> Tensor:
@@ -27,6 +27,7 @@ class TimeFolded(nn.Sequential):
     Layers without memory give the same result whether time is looped over or folded; folded, a convolution sees one
     large batch. Normalisation is not stateless in this sense: see `ranvier.nn.BatchNorm`.
 
+    >>> import torch
     >>> TimeFolded(nn.Conv2d(1, 8, 3), nn.AvgPool2d(2))(torch.zeros(4, 2, 1, 8, 8)).shape
     torch.Size([4, 2, 8, 3, 3])
     """
@@ -40,8 +41,8 @@ class TimeFolded(nn.Sequential):
 class Carry:
     """Neuron states on their way through a network, in the order in which the neurons run.
 
-    A network makes one per call when the caller streams, and hands it to each block. `run` gives a neuron the state that
-    it left behind in the call before, and keeps the new one. Without streaming, networks pass None and nothing is kept.
+    A network makes one per call when the caller streams, and hands it to each block. `run` gives a neuron the state
+    that it left behind in the call before, and keeps the new one. Without streaming, networks pass None and nothing is kept.
 
     Args:
         before: States that an earlier call returned, or None to start from rest.
@@ -51,7 +52,7 @@ class Carry:
         self.before = None if before is None else list(before)
         self.after: list[NeuronState] = []
 
-    def run(self, neuron: nn.Module, current: Tensor) -> Tensor:
+    def run(self, neuron: Neuron, current: Tensor) -> Tensor:
         """Run `neuron` on `[T, B, ...]` from its carried state, and carry its new one."""
         state = None
         if self.before is not None:
@@ -76,8 +77,13 @@ class Carry:
 
 
 def fire(neuron: nn.Module, current: Tensor, carry: Carry | None) -> Tensor:
-    """Run an activation inside a network: with its carried state when streaming, from rest otherwise."""
-    return neuron(current) if carry is None else carry.run(neuron, current)
+    """Run an activation inside a network: with its carried state when streaming, from rest otherwise.
+
+    An activation that is no `Neuron`, such as `nn.ReLU`, has no state to carry.
+    """
+    if carry is None or not isinstance(neuron, Neuron):
+        return neuron(current)
+    return carry.run(neuron, current)
 
 
 def repeat(x: Tensor, steps: int) -> Tensor:
@@ -122,5 +128,3 @@ def steps_of(images: Tensor, frame_dims: tuple[int, ...], steps: int | None) -> 
             f"Leave steps out, or pass the first ones only: images[:{steps}]."
         )
     return images, images.shape[0]
-
-

@@ -52,7 +52,7 @@ class NetworkSettings:
     statistics: Statistics = "folded"
     """Batch normalisation over all time steps together (tdBN), or over each."""
     gain: float = 1.0
-    """Initial scale of the normalisation; tdBN has v_threshold (models with a published value of their own ignore it)."""
+    """Initial scale of the normalisation; tdBN has v_threshold. Residual networks use their published values."""
     hidden: tuple[int, ...] = (128, 128)
     """Widths of the hidden layers (mlp)."""
 

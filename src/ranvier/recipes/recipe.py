@@ -104,7 +104,7 @@ class Recipe:
         values = {"data": "", **content}
         try:
             for name, kind in parts.items():
-                values[name] = kind(**{key: _tuple(value) for key, value in values[name].items()})
+                values[name] = kind(**tuples(values[name]))
             return cls(**values)
         except (KeyError, TypeError) as error:
             raise ValueError(
@@ -113,6 +113,6 @@ class Recipe:
             ) from error
 
 
-def _tuple(value: Any) -> Any:
-    """Json has no tuples."""
-    return tuple(value) if isinstance(value, list) else value
+def tuples(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments from json, which has no tuples but lists."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}

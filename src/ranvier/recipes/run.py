@@ -15,13 +15,13 @@ from ranvier.atomic import write_json
 from ranvier.data import Augmentation, Batches, ImageSplits, Normalization
 from ranvier.evaluation import AccuracyByStep, Activity, accuracy_by_step, firing_rates
 from ranvier.models import Network
-from ranvier.recipes.recipe import Recipe
+from ranvier.recipes.recipe import Recipe, tuples
 from ranvier.training import Progress, fit, start_processes
 from ranvier.weights import load_parameters, load_tensors, save
 
 MODEL = "model.safetensors"
 RESULTS = "results.json"
-EVALUATION_BATCH = 512
+EVALUATION_BATCH = 500
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class InputFormat:
         channels, height, width = splits.train.shape
         if height != width:
             raise ValueError(
-                f"images are {height}x{width}, but the networks take square ones. Pass --image-size {max(height, width)}."
+                f"images are {height}x{width}, but the networks take square ones. "
+                f"Pass --image-size {max(height, width)}."
             )
         mean, std = splits.train.statistics()
         return cls(splits.train.classes, channels, height, tuple(mean), tuple(std))
@@ -48,13 +49,11 @@ class InputFormat:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
         """The format that `asdict` wrote."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in content.items()})
+        return cls(**tuples(content))
 
     def build(self, recipe: Recipe) -> Network:
         """The recipe's network for this input."""
-        return recipe.network.build(
-            len(self.classes), self.channels, self.image_size, recipe.execution.implementation
-        )
+        return recipe.network.build(len(self.classes), self.channels, self.image_size, recipe.execution.implementation)
 
     @property
     def normalization(self) -> Normalization:
@@ -86,7 +85,7 @@ class Result:
         """Table for the terminal."""
         network, loss = self.recipe["network"], self.recipe["loss"]
         title = f"{self.recipe['name']}, {network['model']}, {network['neuron']}, {loss['method']}, seed {self.seed}"
-        table = Table(title=title, caption=self._caption())
+        table = Table(title=title, caption=self._caption(), min_width=72)
         table.add_column("T", justify="right")
         table.add_column("accuracy %", justify="right")
         table.add_column("ties %", justify="right")
@@ -109,7 +108,7 @@ class Result:
     def load(cls, path: str | Path) -> Self:
         """Read what `save` wrote."""
         content = json.loads(Path(path).read_text())
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in content.items()})
+        return cls(**tuples(content))
 
 
 def load_data(recipe: Recipe, source: str | None = None) -> ImageSplits:
@@ -240,7 +239,9 @@ def load_trained(path: str | Path) -> Trained:
     if path.is_dir():
         found = [path / name for name in (MODEL, "checkpoint.safetensors") if (path / name).exists()]
         if not found:
-            raise FileNotFoundError(f"{path} holds neither {MODEL} nor checkpoint.safetensors. Is it the --out of a run?")
+            raise FileNotFoundError(
+                f"{path} holds neither {MODEL} nor checkpoint.safetensors. Is it the --out of a run?"
+            )
         path = found[0]
     tensors, card = load_tensors(path)
     if card.get("kind") == "checkpoint":

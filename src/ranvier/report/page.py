@@ -34,7 +34,9 @@ TEMPLATE = """<!doctype html>
 {% for row in section.rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</table>
 {% endif %}
-{% if section.image %}<img alt="{{ section.heading }}" src="data:image/png;base64,{{ images[section.image] }}">{% endif %}
+{% if section.image %}
+<img alt="{{ section.heading }}" src="data:image/png;base64,{{ images[section.image] }}">
+{% endif %}
 {% endfor %}
 <p class="facts">{% for name, value in facts.items() %}{{ name }} {{ value }}{{ "; " if not loop.last }}{% endfor %}</p>
 </body>

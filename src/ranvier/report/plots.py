@@ -18,7 +18,9 @@ PALETTE = ("#0b6e99", "#d1495b", "#66a182", "#edae49", "#7d5ba6", "#5c6770")
 """Told apart in print and with the common colour-vision deficiencies; blue and red come first."""
 
 
-def accuracy_curves(curves: Mapping[str, Sequence[float]], *, title: str = "", path: str | Path | None = None) -> "Figure":
+def accuracy_curves(
+    curves: Mapping[str, Sequence[float]], *, title: str = "", path: str | Path | None = None
+) -> "Figure":
     """Accuracy against the number of time steps, one line per network.
 
     Args:

@@ -18,9 +18,9 @@ Forward = Callable[[Tensor, int | None], Tensor]
 class DirectLoss:
     """What direct training minimises.
 
-        direct:  CE(mean logits)
-        etc:     CE(mean logits) + consistency_weight * temporal_consistency
-        tet:     (1 - tet_weight) mean_t CE(logits[t]) + tet_weight MSE(logits, 1)
+    direct:  CE(mean logits)
+    etc:     CE(mean logits) + consistency_weight * temporal_consistency
+    tet:     (1 - tet_weight) mean_t CE(logits[t]) + tet_weight MSE(logits, 1)
     """
 
     method: Method = "etc"

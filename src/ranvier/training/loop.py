@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ranvier.checks import check_choice
 from ranvier.evaluation import AccuracyByStep, accuracy_by_step, score_by_step
-from ranvier.kernels.dispatch import IMPLEMENTATIONS, Implementation, choose
+from ranvier.kernels.dispatch import IMPLEMENTATIONS, Implementation, choose, compile_whole
 from ranvier.training.checkpoints import Progress, load_checkpoint, save_checkpoint
 from ranvier.training.optimization import Optimization
 from ranvier.training.progress import Display, Metrics
@@ -73,7 +73,9 @@ def start_processes(execution: Execution) -> "Accelerator":
     from accelerate import Accelerator
 
     if execution.device == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError("device is cuda, but torch finds no GPU. Use --device cpu, or install a CUDA build of torch.")
+        raise RuntimeError(
+            "device is cuda, but torch finds no GPU. Use --device cpu, or install a CUDA build of torch."
+        )
     # Precision is set below by autocast around the model: accelerate's own wrapper of forward would break the graph.
     return Accelerator(cpu=execution.device == "cpu", mixed_precision="no")
 
@@ -99,8 +101,8 @@ def fit(
     On the CPU the weights after a run that was killed and resumed, however often, equal those of an undisturbed run bit
     for bit: batches are a function of (seed, epoch, position), the learning rate of the step, and the rest is stored.
 
-    With several processes (`accelerate launch`) each works on its part of every global batch and gradients are averaged;
-    batch normalisation then uses the statistics of each process's part.
+    With several processes (`accelerate launch`, torchrun) each works on its part of every global batch and gradients are
+    averaged; batch normalisation then uses the statistics of each process's part.
 
     Args:
         model: Called as `model(images, steps)`, returns logits `[T, B, K]`. Trained in place.
@@ -213,8 +215,7 @@ def _views(model: nn.Module, accelerator: "Accelerator", execution: Execution) -
     if not execution.compiles(accelerator.device):
         return accelerator.prepare_model(model), model
     # Two compiled objects, so that the batch size of one does not turn the other's into a variable.
-    train = torch.compile(model, fullgraph=True, isolate_recompiles=True)
-    return accelerator.prepare_model(train), torch.compile(model, fullgraph=True, isolate_recompiles=True)
+    return accelerator.prepare_model(compile_whole(model)), compile_whole(model)
 
 
 def _autocast(device: torch.device, execution: Execution) -> AbstractContextManager[Any]:
@@ -263,13 +264,15 @@ class _LossWatch:
             if not math.isfinite(value):
                 raise FloatingPointError(
                     f"the loss is {value} at update {progress.step - age} (epoch {progress.epoch + 1}, batch "
-                    f"{progress.batch - age}). Training has stopped; the checkpoint on disk is from before. Look for NaN "
-                    "in the data of that batch, or lower --lr, or set --clip-norm 1."
+                    f"{progress.batch - age}). Training has stopped; the checkpoint on disk is from before. Look for "
+                    "NaN in the data of that batch, or lower --lr, or set --clip-norm 1."
                 )
         self.pending.clear()
         hits, _ = score_by_step(logits.detach(), labels)
         now = [losses[-1], float(hits[0]) / len(labels), float(hits[-1]) / len(labels)]
-        self.smooth = now if self.smooth is None else [0.98 * a + 0.02 * b for a, b in zip(self.smooth, now, strict=True)]
+        self.smooth = (
+            now if self.smooth is None else [0.98 * a + 0.02 * b for a, b in zip(self.smooth, now, strict=True)]
+        )
         return True
 
     def __str__(self) -> str:
@@ -311,8 +314,8 @@ def _check_weights(model: nn.Module, progress: Progress) -> None:
     for name, value in model.state_dict().items():
         if value.dtype.is_floating_point and not bool(torch.isfinite(value).all()):
             raise FloatingPointError(
-                f"{name} is not finite after update {progress.step}. Training has stopped; the checkpoint on disk is from "
-                "before. Lower --lr, or set --clip-norm 1."
+                f"{name} is not finite after update {progress.step}. Training has stopped; the checkpoint on disk is "
+                "from before. Lower --lr, or set --clip-norm 1."
             )
 
 

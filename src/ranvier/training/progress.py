@@ -40,7 +40,9 @@ class Display:
         self.bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.bar.stop()
 
     def update(self, step: int, epoch: int, epochs: int, state: str) -> None:
@@ -50,7 +52,7 @@ class Display:
     def say(self, line: str) -> None:
         """Print a line above the bar."""
         if self.show:
-            self.console.print(line, highlight=False)
+            self.console.print(line, highlight=False, soft_wrap=True)
 
 
 class Metrics:

@@ -1,0 +1,122 @@
+"""Which implementation runs: said in words, refused with a reason, never silently another."""
+
+import warnings
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from ranvier import kernels
+from ranvier.dynamics import LIFParams
+from ranvier.kernels import Choice, choose, dispatch, explain
+
+CPU = torch.device("cpu")
+LARGE = dispatch.SMALL
+
+
+@pytest.fixture(autouse=True)
+def fresh_answers() -> Iterator[None]:
+    """What was found out about compilers is remembered per process; forget it around every test."""
+    for remembered in (dispatch._obstacle, dispatch._warn_once):
+        remembered.cache_clear()
+    yield
+    for remembered in (dispatch._obstacle, dispatch._warn_once):
+        remembered.cache_clear()
+
+
+@pytest.fixture
+def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "cpp_compiler", lambda: None)
+
+
+@pytest.fixture
+def a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "cpp_compiler", lambda: "/usr/bin/g++")
+
+
+@pytest.mark.usefixtures("a_compiler")
+def test_auto_compiles_large_inputs_only() -> None:
+    assert choose("auto", CPU, LARGE).implementation == "compiled"
+    small = choose("auto", CPU, LARGE - 1)
+    assert small.implementation == "reference"
+    assert str(LARGE - 1) in small.reason
+
+
+@pytest.mark.usefixtures("a_compiler")
+@pytest.mark.parametrize("size", [1, LARGE])
+def test_a_named_implementation_is_the_one_that_runs(size: int) -> None:
+    assert choose("reference", CPU, size) == Choice("reference", "asked for")
+    assert choose("compiled", CPU, size) == Choice("compiled", "asked for")
+
+
+@pytest.mark.usefixtures("no_compiler")
+def test_compiled_without_a_compiler_raises_and_says_why() -> None:
+    with pytest.raises(
+        RuntimeError, match=r'implementation="compiled" cannot run on cpu: .*needs a C\+\+ compiler.*g\+\+'
+    ):
+        kernels.lif_scan(torch.zeros(2, 1, 1), None, LIFParams(), implementation="compiled")
+
+
+@pytest.mark.usefixtures("no_compiler")
+def test_auto_without_a_compiler_falls_back_with_one_warning() -> None:
+    current = torch.ones(1, 1, LARGE)
+    with pytest.warns(RuntimeWarning, match=r"slower reference on cpu: .*C\+\+ compiler"):
+        spikes, _ = kernels.lif_scan(current, None, LIFParams())
+    kernels.lif_scan(current, None, LIFParams())  # a second warning would be an error
+    assert (spikes == 1).all()  # 1 / 2 ties
+
+
+@pytest.mark.usefixtures("no_compiler")
+def test_no_warning_where_the_reference_would_run_anyway() -> None:
+    kernels.lif_scan(torch.ones(1, 1, 1), None, LIFParams())  # a warning would be an error
+    kernels.lif_scan(torch.ones(1, 1, LARGE), None, LIFParams(), implementation="reference")
+
+
+@pytest.mark.parametrize("name", ["fast", "", "Compiled", "triton"])
+def test_unknown_name_raises(name: str) -> None:
+    with pytest.raises(ValueError, match=r"implementation is .* must be one of 'auto', 'reference', 'compiled'"):
+        kernels.lif_scan(torch.zeros(2, 1, 1), None, LIFParams(), implementation=name)  # type: ignore[call-arg]
+
+
+@pytest.mark.usefixtures("a_compiler")
+@pytest.mark.parametrize("values", [LARGE - 1, LARGE])
+def test_choice_does_not_depend_on_the_number_of_steps(values: int) -> None:
+    """T calls of one step must run the code that one call of T steps runs."""
+    choices = {choose("auto", CPU, dispatch.run_size(torch.empty(steps, 1, values))) for steps in (1, 2, 64)}
+    assert len(choices) == 1
+
+
+def test_run_size_is_that_of_one_step() -> None:
+    assert dispatch.run_size(torch.empty(7, 2, 3, 5)) == 30
+    assert dispatch.run_size(torch.empty(7, 0, 3)) == 0
+
+
+@pytest.mark.usefixtures("a_compiler")
+def test_explain() -> None:
+    assert explain("cpu", values_per_step=LARGE).startswith("cpu: compiled (")
+    assert explain(torch.device("cpu"), values_per_step=10).startswith("cpu: reference (10 values a step")
+
+
+@pytest.mark.usefixtures("no_compiler")
+def test_explain_names_the_obstacle_and_does_not_warn() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert "C++ compiler" in explain("cpu")
+
+
+@pytest.mark.usefixtures("no_compiler")
+def test_explain_leaves_the_warning_to_the_run_that_needs_it() -> None:
+    explain("cpu")
+    with pytest.warns(RuntimeWarning, match="slower reference"):
+        choose("auto", CPU, LARGE)
+
+
+def test_gpu_without_triton_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(RuntimeError, match=r"cannot run on cuda: .*Triton.*pip install triton"):
+        choose("compiled", torch.device("cuda"), LARGE)
+
+
+def test_untested_device_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="cannot run on meta: compiling has not been tested on meta"):
+        choose("compiled", torch.device("meta"), LARGE)

@@ -1,0 +1,97 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ranvier.recipes import Result, digits, evaluate, load_trained, run
+from ranvier.training import CHECKPOINT
+
+QUICK = {"model": "mlp", "epochs": 2, "hidden": (16,), "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run") / "a"
+    run(digits(**QUICK), out, quiet=True)
+    return out
+
+
+def test_what_a_run_leaves(folder: Path) -> None:
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"results.json", "model.safetensors", "metrics.jsonl", CHECKPOINT}
+    results = json.loads((folder / "results.json").read_text())
+    assert len(results["accuracy_by_step"]) == 4
+    assert results["seed"] == 0
+    assert results["seconds"] > 0
+    assert {"python", "torch", "ranvier"} <= results["versions"].keys()
+    assert results["evaluated_on"] == "test set"
+
+
+def test_result_is_the_last_epoch(folder: Path) -> None:
+    result = Result.load(folder / "results.json")
+    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    assert list(result.accuracy_by_step) == last["accuracy"]
+    assert result.epochs == last["epoch"] == 2
+
+
+@pytest.mark.parametrize("name", ["", "model.safetensors", CHECKPOINT])
+def test_evaluate_gives_the_same_accuracy_again(folder: Path, name: str) -> None:
+    again = evaluate(folder / name, source="digits")
+    assert again.accuracy.accuracy == Result.load(folder / "results.json").accuracy_by_step
+
+
+def test_evaluate_at_other_steps_keeps_the_prefix(folder: Path) -> None:
+    longer = evaluate(folder, steps=6).accuracy
+    assert longer.accuracy[:4] == Result.load(folder / "results.json").accuracy_by_step
+    assert len(longer.accuracy) == 6
+
+
+def test_evaluation_saves_json(folder: Path, tmp_path: Path) -> None:
+    evaluate(folder).save(tmp_path / "e.json")
+    assert len(json.loads((tmp_path / "e.json").read_text())["accuracy_by_step"]) == 4
+
+
+def test_hold_out_leaves_the_test_set_alone(tmp_path: Path) -> None:
+    result = run(digits(**QUICK, hold_out=100), tmp_path / "h", quiet=True)
+    assert result.evaluated_on == "100 held-out training images"
+    assert all(round(100 * accuracy) == pytest.approx(100 * accuracy) for accuracy in result.accuracy_by_step)
+
+
+def test_folder_without_a_run(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="--out of a run"):
+        load_trained(tmp_path)
+
+
+def test_card_without_recipe(tmp_path: Path) -> None:
+    from ranvier.weights import save
+
+    save(torch.nn.Linear(1, 1), tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="no recipe on its card"):
+        load_trained(tmp_path)
+
+
+def test_data_of_another_kind_are_refused(folder: Path, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            place = tmp_path / "set" / split / name
+            place.mkdir(parents=True)
+            for index in range(3):
+                Image.fromarray(random.integers(0, 255, (8, 8), dtype=np.uint8)).save(place / f"{index}.png")
+    with pytest.raises(ValueError, match="10 classes"):
+        evaluate(folder, source=str(tmp_path / "set"))
+    wide = digits(**QUICK | {"data": str(tmp_path / "set"), "batch_size": 2, "method": "direct"})
+    assert len(run(wide, tmp_path / "out", quiet=True).accuracy_by_step) == 4
+
+
+def test_oblong_images_name_the_remedy(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for name in ("a", "b"):
+            place = tmp_path / "set" / split / name
+            place.mkdir(parents=True)
+            Image.fromarray(np.zeros((8, 12), dtype=np.uint8)).save(place / "0.png")
+    with pytest.raises(ValueError, match="--image-size 12"):
+        run(digits(**QUICK | {"data": str(tmp_path / "set"), "batch_size": 2}), tmp_path / "out", quiet=True)

@@ -1,0 +1,92 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from ranvier.cli import main
+
+
+def call(*arguments: str) -> None:
+    main(list(arguments))
+
+
+def test_train_prints_its_table_last_and_evaluate_agrees(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "run")
+    call("train", "digits", "--model", "mlp", "--epochs", "1", "--neuron", "lifb", "--out", out)
+    printed = capsys.readouterr().out
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    for accuracy in results["accuracy_by_step"]:
+        assert f"{100 * accuracy:.2f}" in printed
+    call("evaluate", out, "--steps", "2", "--out", str(tmp_path / "e.json"))
+    again = json.loads((tmp_path / "e.json").read_text())
+    assert again["accuracy_by_step"] == results["accuracy_by_step"][:2]
+    assert "Spikes per neuron and step" in capsys.readouterr().out
+
+
+def test_info_says_what_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    call("info")
+    printed = capsys.readouterr().out
+    assert "torch" in printed
+    assert "cpu: " in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evaluate", "nowhere.safetensors"], "does not exist"),
+        (["train", "digits", "--data", "./nowhere"], "nowhere"),
+        (["train", "digits", "--epochs", "1", "--batch-size", "5000"], "batch_size"),
+    ],
+)
+def test_errors_are_one_message_without_a_traceback(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as exit_:
+        call(*arguments)
+    assert exit_.value.code == 1
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert "Traceback" not in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "digits", "--epochz", "3"], "epochz"),
+        (["train", "digits", "--steps", "1"], "--steps 2 or more"),
+        (["train", "digits", "--method", "ect"], "etc"),
+        (["train", "mnist"], "digits"),
+        (["nonsense"], "train"),
+    ],
+)
+def test_wrong_flags(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        call(*arguments)
+    assert exit_.value.code == 2
+    captured = capsys.readouterr()
+    assert message in captured.out + captured.err
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["train", "fashion-mnist"], ["evaluate"], ["demo"], ["info"]])
+def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        call(*command, "--help")
+    assert exit_.value.code == 0
+    assert "usage: ranvier" in capsys.readouterr().out
+
+
+def test_a_second_run_needs_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train = ["train", "digits", "--model", "mlp", "--epochs", "1", "--out", str(tmp_path / "run")]
+    call(*train)
+    with pytest.raises(SystemExit):
+        call(*train)
+    assert "--resume" in capsys.readouterr().err
+    call(*train, "--resume")
+    with pytest.raises(SystemExit):
+        call(*train, "--resume", "--lr", "0.5")
+    assert "optimization.lr: 0.002 -> 0.5" in capsys.readouterr().err

@@ -1,0 +1,42 @@
+import pytest
+import torch
+
+from ranvier import losses
+from ranvier.training import DirectLoss
+
+LOGITS = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0))
+LABELS = torch.tensor([0, 1, 2, 3, 0])
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [
+        (DirectLoss("direct"), losses.cross_entropy(LOGITS, LABELS)),
+        (DirectLoss("direct", label_smoothing=0.1), losses.cross_entropy(LOGITS, LABELS, label_smoothing=0.1)),
+        (
+            DirectLoss("etc", consistency_weight=2.0, temperature=3.0),
+            losses.cross_entropy(LOGITS, LABELS) + 2 * losses.temporal_consistency(LOGITS, temperature=3.0),
+        ),
+        (DirectLoss("tet", tet_weight=0.2), losses.tet(LOGITS, LABELS, weight=0.2)),
+    ],
+)
+def test_methods_are_the_documented_sums(loss: DirectLoss, expected: torch.Tensor) -> None:
+    value, logits = loss(lambda images, steps: LOGITS, torch.empty(0), LABELS, 3)
+    assert torch.equal(value, expected)
+    assert torch.equal(logits, LOGITS)
+
+
+def test_loss_is_taken_in_float32() -> None:
+    value, logits = DirectLoss("etc")(lambda images, steps: LOGITS.bfloat16(), torch.empty(0), LABELS, 3)
+    assert value.dtype == logits.dtype == torch.float32
+
+
+def test_consistency_needs_two_steps() -> None:
+    with pytest.raises(ValueError, match="--steps 2 or more"):
+        DirectLoss("etc").check_steps(1)
+    DirectLoss("direct").check_steps(1)
+
+
+def test_unknown_method() -> None:
+    with pytest.raises(ValueError, match="'etc'"):
+        DirectLoss("ect")  # type: ignore[arg-type]
