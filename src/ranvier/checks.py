@@ -38,7 +38,7 @@ def check_logits(logits: Tensor, labels: Tensor | None = None) -> None:
     """Raise unless `logits` is `[T, B, K]` and `labels`, if given, is `[B]` of torch.int64, in range (on a CPU)."""
     if logits.ndim != 3:
         raise ValueError(
-            f"logits have shape {shape_of(logits)}, but must be [T, B, K]: one row of class scores per step and sample. "
+            f"logits have shape {shape_of(logits)}, but must be [T, B, K]: class scores per step and sample. "
             "A model of ranvier.models returns this; for the output of a single step use logits.unsqueeze(0)."
         )
     if logits.shape[0] == 0:

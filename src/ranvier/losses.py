@@ -50,7 +50,7 @@ def tet(
     Raises:
         ValueError: Wrong shapes or dtype, or `weight` outside [0, 1].
 
-    Source: Deng et al. 2022 (TET), equations 9 to 11.
+    Source: Deng et al. 2022, "Temporal Efficient Training of Spiking Neural Network via Gradient Re-weighting" (TET).
     """
     check_logits(logits, labels)
     if not 0 <= weight <= 1:
@@ -83,8 +83,9 @@ def temporal_consistency(logits: Tensor, *, temperature: float = 4.0) -> Tensor:
     Raises:
         ValueError: Fewer than two steps, a wrong shape, or a temperature that is not positive.
 
-    Source: Zhao et al. 2025, equations 9 to 13. Differs from it in: O(T); the paper prints the gradient with
-    temperature^2, the true factor is temperature.
+    Source: Zhao et al. 2025, "Improving Stability and Performance of Spiking Neural Networks through Enhancing Temporal
+    Consistency", Pattern Recognition 159, 111094. Differs from it in: O(T) instead of all pairs; the gradient that the
+    paper prints carries temperature^2, the true factor is temperature.
 
     >>> temporal_consistency(torch.ones(4, 2, 10)).item()
     0.0

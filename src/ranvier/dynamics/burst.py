@@ -59,9 +59,10 @@ def lifb_scan(
     Raises:
         ValueError: `current` is not `[T, B, C, ...]` with C = len(strength), has no steps, or does not fit `state`.
 
-    Source: Shen et al. 2025, "Exploiting the burst neuron" (IEEE TETCI 9(2), 1480-1489), printed form. The published
-    numbers suggest that a burst there transmits twice the printed strength, which is `burst_init=2` of
-    `ranvier.nn.LIFB`. Differs from it in: ties fire; one gated triangle per comparator where the paper prints a sign.
+    Source: Shen et al. 2025, "Exploiting High Performance Spiking Neural Networks with Efficient Spiking Patterns",
+    IEEE TETCI 9(2), 1480-1489, printed form. The published numbers suggest that a burst there transmits twice the
+    printed strength, which is `burst_init=2` of `ranvier.nn.LIFB`. Differs from it in: ties fire; one gated triangle
+    per comparator where the paper prints a sign.
 
     >>> import torch
     >>> lifb_scan(torch.tensor([0.5, 1.0, 2.0]).view(1, 1, 3), None, LIFBParams(), torch.full((3,), 1.5))[0].tolist()
@@ -70,6 +71,6 @@ def lifb_scan(
     if current.ndim < 3 or current.shape[2] != len(strength):
         raise ValueError(
             f"current has shape {list(current.shape)}, but {len(strength)} burst strengths need "
-            f"[T, B, {len(strength)}, ...]: the channel axis comes third. Build the neuron with the channel count of its input."
+            f"[T, B, {len(strength)}, ...]: the channel axis comes third. Build the neuron with its input's count."
         )
     return scan(lifb_step, current, state, params, strength)

@@ -122,7 +122,8 @@ def lif_scan(current: Tensor, state: NeuronState | None, params: LIFParams) -> t
     Raises:
         ValueError: `current` has fewer than 2 dimensions or no steps, or `state.v` is not `[B, ...]`.
 
-    Source: Zhao et al. 2025 (temporal consistency), section 3. Differs from it in: a tie fires.
+    Source: Zhao et al. 2025, "Improving Stability and Performance of Spiking Neural Networks through Enhancing Temporal
+    Consistency", Pattern Recognition 159, 111094. Differs from it in: a tie fires.
 
     >>> spikes, state = lif_scan(torch.full((3, 1, 1), 0.6), None, LIFParams(tau=2.0, v_threshold=0.5))
     >>> spikes.flatten().tolist()
@@ -151,6 +152,7 @@ def plif_scan(
     Raises:
         ValueError: `current` has fewer than 2 dimensions or no steps, or `state.v` is not `[B, ...]`.
 
-    Source: Fang et al. 2021, "Incorporating Learnable Membrane Time Constant", equations 2 and 7.
+    Source: Fang et al. 2021, "Incorporating Learnable Membrane Time Constant to Enhance Learning of Spiking Neural
+    Networks" (PLIF).
     """
     return scan(plif_step, current, state, params, decay)

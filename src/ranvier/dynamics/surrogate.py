@@ -36,8 +36,7 @@ class Triangle:
     Args:
         width: Half-width, unit of `v_threshold`. The default 0.5 gives a peak of 2.
 
-    Source: "QGate" with a = 1 / width = 2 in Zhao et al. 2025 (temporal consistency), section 3. The burst-neuron paper
-    prints a sign in place of the gate, which is unbounded for |u| > width; the gate is what both methods use.
+    Source: "QGate" with a = 1 / width = 2 in Zhao et al. 2025 (temporal consistency). The burst-neuron paper prints a sign in place of the gate, which is unbounded for |u| > width; the gate is what both methods use.
 
     >>> Triangle().derivative(torch.tensor([0.0, 0.25, 0.5, 9.0])).tolist()
     [2.0, 1.0, 0.0, 0.0]
@@ -68,7 +67,7 @@ class ATan:
     Args:
         alpha: Steepness, the peak is `alpha / 2`. Same meaning as in SpikingJelly and snnTorch.
 
-    Source: Fang et al. 2021 (PLIF), equation 9 with alpha = 2.
+    Source: Fang et al. 2021 (PLIF).
 
     >>> ATan().derivative(torch.tensor([0.0, 1e30])).tolist()
     [1.0, 0.0]
@@ -101,7 +100,7 @@ class Sigmoid:
     Args:
         alpha: Steepness, the peak is `alpha / 4`.
 
-    Source: Zenke & Ganguli 2018 discuss the family; the default is SpikingJelly's.
+    Source: the default steepness is SpikingJelly's.
 
     >>> Sigmoid().derivative(torch.tensor([0.0, -1e4])).tolist()
     [1.0, 0.0]
@@ -131,7 +130,7 @@ class Rectangle:
     Args:
         width: Half-width, unit of `v_threshold`. The default 0.5 gives a peak of 1.
 
-    Source: Wu et al. 2018 (STBP), equation 27, with a = 2 width.
+    Source: Wu et al. 2018 (STBP), its rectangular form.
 
     >>> Rectangle().derivative(torch.tensor([0.0, 0.49, 0.5])).tolist()
     [1.0, 1.0, 0.0]

@@ -1,8 +1,9 @@
 """The scans of `ranvier.dynamics`, made fast: same names, same signatures, plus `implementation=`.
 
 `compiled` is the reference itself, put through torch.compile: the loop over T unrolls and fuses to one pass over
-memory, and the backward pass keeps only the input and recomputes the potential. T is static; batch and feature sizes are
-dynamic, so a smaller last batch does not compile again. A Triton scan for GPUs will be one more implementation here.
+memory, and the backward pass keeps only the input and recomputes the potential. T is static; batch and feature sizes
+are dynamic, so a smaller last batch does not compile again. A Triton scan for GPUs will be one more implementation
+here.
 """
 
 import functools
@@ -77,14 +78,15 @@ def _compiled(reference: Scan, step: Step | None, params: Any, steps: int) -> Sc
 
 
 def _sizes_open(tensor: Tensor, first: int = 0) -> Tensor:
-    """A view whose sizes from axis `first` the compiler treats as variable.
+    """The same memory as another tensor, whose sizes from axis `first` the compiler treats as variable.
 
-    `dynamic=True` would open the neuron's numbers too.
+    `dynamic=True` would open the neuron's numbers too. The mark stays off the caller's tensor. An ordinary view would
+    remember it as its base, and the compiler would then guard on the base's sizes.
     """
-    view = tensor.view_as(tensor)  # the mark stays off the caller's tensor
-    for axis in range(first, view.ndim):
-        torch._dynamo.maybe_mark_dynamic(view, axis)
-    return view
+    alias = torch.ops.aten._unsafe_view(tensor, tensor.shape)
+    for axis in range(first, alias.ndim):
+        torch._dynamo.maybe_mark_dynamic(alias, axis)
+    return alias
 
 
 def _state_open(state: NeuronState | None) -> NeuronState | None:

@@ -122,7 +122,7 @@ def snn6(
 
     3.96 million parameters for 10 classes and two input channels of 48x48. Arguments as in `vgg`.
 
-    Source: Shen et al. 2025 (burst neuron), section IV.
+    Source: Shen et al. 2025 (burst neuron).
     """
     return vgg(
         SNN6_LAYOUT,

@@ -27,8 +27,8 @@ class BatchNorm(nn.Module):
         eps: Added to the variance.
         momentum: Share of the new batch in the running averages.
 
-    Source: Zheng et al. 2021 (tdBN), equations 5 to 8. Differs from it in: the gain is stored as one parameter, its
-    factor `alpha * v_threshold` being only an initial value.
+    Source: Zheng et al. 2021, "Going Deeper With Directly-Trained Larger Spiking Neural Networks" (tdBN). Differs from
+    it in: the gain is stored as one parameter, its factor `alpha * v_threshold` being only an initial value.
 
     Note: with several processes, statistics are those of each process's part of the batch.
     """

@@ -42,7 +42,8 @@ class Carry:
     """Neuron states on their way through a network, in the order in which the neurons run.
 
     A network makes one per call when the caller streams, and hands it to each block. `run` gives a neuron the state
-    that it left behind in the call before, and keeps the new one. Without streaming, networks pass None and nothing is kept.
+    that it left behind in the call before, and keeps the new one. Without streaming, networks pass None and
+    nothing is kept.
 
     Args:
         before: States that an earlier call returned, or None to start from rest.

@@ -101,8 +101,8 @@ def fit(
     On the CPU the weights after a run that was killed and resumed, however often, equal those of an undisturbed run bit
     for bit: batches are a function of (seed, epoch, position), the learning rate of the step, and the rest is stored.
 
-    With several processes (`accelerate launch`, torchrun) each works on its part of every global batch and gradients are
-    averaged; batch normalisation then uses the statistics of each process's part.
+    With several processes (`accelerate launch`, torchrun) each works on its part of every global batch, and gradients
+    are averaged; batch normalisation then uses the statistics of each process's part.
 
     Args:
         model: Called as `model(images, steps)`, returns logits `[T, B, K]`. Trained in place.
