@@ -13,12 +13,12 @@ SURROGATES = ("Triangle", "ATan", "Sigmoid", "Rectangle")
 INTRODUCTION = """\
 # Neurons and surrogates
 
-Written by `python docs/neurons.py` from the docstrings of `ranvier.dynamics`, which is where the equations are computed.
-Everything faster is tested against them.
+Written by `python docs/neurons.py` from the docstrings of `ranvier.dynamics`, which is where the equations are
+computed. Everything faster is tested against them.
 
-Shared by all: time-first input `[T, B, ...]`; a start from rest unless a state is passed; a tie (`h = v_threshold`) fires;
-the potential is kept in float32 or better; the reset is not differentiated unless `detach_reset=False`. `q` is the
-derivative of the surrogate, a triangle of half-width 0.5 by default. Learned parameters are marked.
+Shared by all: time-first input `[T, B, ...]`; a start from rest unless a state is passed; a tie (`h = v_threshold`)
+fires; the potential is kept in float32 or better; the reset is not differentiated unless `detach_reset=False`. The
+gradient of a spike is the derivative of a surrogate, by default a triangle of half-width 0.5.
 """
 
 

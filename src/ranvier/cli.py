@@ -137,6 +137,9 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, OSError, RuntimeError, ArithmeticError, ImportError) as error:
         Console(stderr=True).print(f"[bold red]error[/]: {_plain(error)}", highlight=False, soft_wrap=True)
         sys.exit(1)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("stopped; the same command with --resume goes on from the last checkpoint")
+        sys.exit(130)
 
 
 def _plain(error: BaseException) -> str:

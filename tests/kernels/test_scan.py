@@ -112,18 +112,13 @@ def test_another_batch_size_does_not_compile_again(with_state: bool) -> None:
 def test_another_channel_count_does_not_compile_again() -> None:
     """Layers of a network differ in channels, and with them the strengths of LIFB."""
 
-    def run(channels: int) -> Tensor:
-        current = binary(STEPS, 4, channels, 7, 3).requires_grad_()
-        spikes, _ = kernels.lifb_scan(
-            current,
-            None,
-            LIFBParams(reset="soft"),
-            torch.full((channels,), 2.0, requires_grad=True),
-            implementation="compiled",
-        )
-        return spikes
+    def run(channels: int, batch: int = 4) -> Tensor:
+        current = binary(STEPS, batch, channels, 7, 3).requires_grad_()
+        strength = torch.full((channels,), 2.0, requires_grad=True)
+        return kernels.lifb_scan(current, None, LIFBParams(reset="soft"), strength, implementation="compiled")[0]
 
     run(CHANNELS)
+    run(CHANNELS, batch=1)  # a size of 1 is code of its own, and must not close the other sizes
     before = graphs()
     for channels in (8, 3, 64):
         assert run(channels).shape[2] == channels
@@ -136,6 +131,7 @@ def test_the_callers_tensors_are_not_marked() -> None:
     strength = torch.ones(CHANNELS, requires_grad=True)
     kernels.lifb_scan(current, None, LIFBParams(reset="soft"), strength, implementation="compiled")
     for tensor in (current, strength):
+        assert tensor._base is None
         assert not [name for name in vars(tensor) if name.startswith("_dynamo")]
 
 

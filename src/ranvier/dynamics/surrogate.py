@@ -36,7 +36,8 @@ class Triangle:
     Args:
         width: Half-width, unit of `v_threshold`. The default 0.5 gives a peak of 2.
 
-    Source: "QGate" with a = 1 / width = 2 in Zhao et al. 2025 (temporal consistency). The burst-neuron paper prints a sign in place of the gate, which is unbounded for |u| > width; the gate is what both methods use.
+    Source: "QGate" with a = 1 / width = 2 in Zhao et al. 2025 (temporal consistency). The burst-neuron paper prints a
+    sign in place of the gate, which is unbounded for |u| > width; the gate is what both methods use.
 
     >>> Triangle().derivative(torch.tensor([0.0, 0.25, 0.5, 9.0])).tolist()
     [2.0, 1.0, 0.0, 0.0]

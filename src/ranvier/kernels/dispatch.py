@@ -14,6 +14,8 @@ from ranvier.checks import check_choice
 from ranvier.provenance import cpp_compiler
 
 Implementation = Literal["auto", "reference", "compiled"]
+"""`reference` is the loop of `ranvier.dynamics`, `compiled` the same through torch.compile; `auto` chooses."""
+
 IMPLEMENTATIONS = ("auto", "reference", "compiled")
 
 Function = TypeVar("Function", bound=Callable[..., Any])

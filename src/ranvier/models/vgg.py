@@ -13,7 +13,7 @@ from ranvier.nn.structure import Activation, Chain, NeuronFactory, conv_norm
 Layout = Sequence[int | Literal["A"]]
 """Channels of a 3x3 convolution with normalisation and neuron, or `"A"` for 2x2 average pooling."""
 
-CONV4_LAYOUT: Layout = (32, "A", 64, 64, "A", 128, "A")
+CONV4_LAYOUT: Layout = (32, "A", 64, "A", 128, 128, "A")
 VGGSNN_LAYOUT: Layout = (64, 128, "A", 256, 256, "A", 512, 512, "A", 512, 512, "A")
 SNN6_LAYOUT: Layout = (64, 128, "A", 256, "A", 512, "A", 512, "A")
 VGG16_LAYOUT: Layout = (64, 64, "A", 128, 128, "A", 256, 256, 256, "A", 512, 512, 512, "A", 512, 512, 512, "A")
@@ -172,7 +172,7 @@ def conv4(
     statistics: Statistics = "folded",
     gain: float = 1.0,
 ) -> Network:
-    """Four convolutions for a CPU: 32C3-AP2-64C3-64C3-AP2-128C3-AP2-FC.
+    """Four convolutions for a CPU: 32C3-AP2-64C3-AP2-128C3-128C3-AP2-FC.
 
     14.7 million multiply-accumulates a step for 28x28 images of one channel. Arguments as in `vgg`.
     """

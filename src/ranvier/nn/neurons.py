@@ -165,7 +165,7 @@ class PLIF(Neuron):
     @property
     def tau(self) -> float:
         """Present membrane time constant [steps]."""
-        return 1 + math.exp(-float(self.decay))
+        return 1 + math.exp(-self.decay.item())
 
     def scan(self, current: Tensor, state: NeuronState | None) -> tuple[Tensor, NeuronState]:
         """Run `plif_scan`."""

@@ -135,7 +135,7 @@ def fit(
         raise FileExistsError(f"{checkpoint} exists. Pass --resume to go on with it, or another --out for a new run.")
 
     model.to(device)
-    if _has_images_layers(model):
+    if _convolves(model):
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = optimization.build(model)
     progress = Progress()
@@ -319,7 +319,7 @@ def _check_weights(model: nn.Module, progress: Progress) -> None:
             )
 
 
-def _has_images_layers(model: nn.Module) -> bool:
+def _convolves(model: nn.Module) -> bool:
     return any(isinstance(module, nn.Conv2d) for module in model.modules())
 
 

@@ -1,0 +1,60 @@
+"""Errors say what came, what was expected, and what to do."""
+
+import pytest
+import torch
+
+from ranvier import checks
+
+
+@pytest.mark.parametrize("value", [1e-9, 1, float("inf")])
+def test_positive_passes(value: float) -> None:
+    checks.check_positive("tau", value)
+
+
+@pytest.mark.parametrize("value", [0, -1.5, float("nan"), float("-inf")])
+def test_not_positive_raises(value: float) -> None:
+    with pytest.raises(ValueError, match=r"^tau is .*, but must be greater than 0\.$"):
+        checks.check_positive("tau", value)
+
+
+def test_choice() -> None:
+    checks.check_choice("reset", "soft", ("hard", "soft"))
+    with pytest.raises(ValueError, match=r"^reset is 'none', but must be one of 'hard', 'soft'\.$"):
+        checks.check_choice("reset", "none", ("hard", "soft"))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (4, 0), (4, 2, 3)])
+def test_sequence_passes(shape: tuple[int, ...]) -> None:
+    checks.check_sequence("x", torch.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((), r"x has shape \[\], but must be time-first, \[T, B, \.\.\.\].*x\.unsqueeze\(0\)"),
+        ((5,), r"x has shape \[5\], but must be time-first"),
+        ((0, 5), r"x has shape \[0, 5\]: T = 0 steps"),
+    ],
+)
+def test_no_sequence_raises(shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        checks.check_sequence("x", torch.zeros(shape))
+
+
+def test_logits_pass() -> None:
+    checks.check_logits(torch.zeros(4, 3, 5))
+    checks.check_logits(torch.zeros(4, 3, 5), torch.tensor([0, 4, 2]))
+    checks.check_logits(torch.zeros(4, 0, 5), torch.zeros(0, dtype=torch.int64))
+
+
+def test_labels_name_the_first_offender() -> None:
+    checks.check_labels(torch.tensor([0, 9]), 10)
+    with pytest.raises(
+        ValueError, match=r"label 12 at index 1 is out of range for 10 classes \(0 to 9\); 2 of 4 labels"
+    ):
+        checks.check_labels(torch.tensor([0, 12, -1, 9]), 10)
+
+
+def test_shape_of() -> None:
+    assert checks.shape_of(torch.zeros(4, 16, 10)) == "[4, 16, 10]"
+    assert checks.shape_of(torch.zeros(())) == "[]"
