@@ -2,8 +2,8 @@
 
     python benchmarks/fashion_mnist_table.py --data PATH_OR_HUB_ID --epochs 5 --out runs/table
 
-Runs that are there already are kept, broken ones resume. Prints a markdown table: mean and standard deviation over seeds of
-the test accuracy after T = 1 .. 4 steps, last epoch.
+Runs that are there already are kept, broken ones resume. Prints a markdown table: mean and standard deviation over
+seeds of the test accuracy after T = 1 .. 4 steps, last epoch.
 """
 
 import argparse

@@ -1,5 +1,6 @@
 """Where a number comes from."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -115,3 +116,17 @@ def test_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert provenance.cache_folder() == tmp_path / "xdg" / "ranvier"
     monkeypatch.setenv("RANVIER_CACHE", str(tmp_path / "own"))
     assert provenance.cache_folder() == tmp_path / "own"
+
+
+def test_process_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    assert provenance.process_rank() == 0
+    monkeypatch.setenv("RANK", "3")
+    assert provenance.process_rank() == 3
+
+
+def test_no_other_module_reads_the_environment() -> None:
+    """Results must not depend on variables that nothing records; `provenance` is the one place to look."""
+    folder = Path(provenance.__file__).parent
+    readers = [path.name for path in folder.rglob("*.py") if re.search(r"\benviron\b|\bgetenv\b", path.read_text())]
+    assert readers == ["provenance.py"]

@@ -41,8 +41,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.replace(path)
     except OSError as error:
         raise OSError(
-            error.errno,
-            f"could not write {path} ({error}); the file before it, if any, is untouched. Is the disk full?",
+            f"could not write {path} ({error}); the file before it, if any, is untouched. Is the disk full?"
         ) from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -32,7 +32,7 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], card: Mapping[
         try:
             save_file(plain, temporary, metadata={CARD: json.dumps(dict(card))})
         except SafetensorError as error:  # how safetensors reports a failed write
-            raise OSError(None, str(error)) from error
+            raise OSError(str(error)) from error
 
 
 def load_tensors(path: str | Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:

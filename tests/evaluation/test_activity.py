@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ranvier.dynamics import NeuronState
 from ranvier.evaluation import Activity, LayerActivity, firing_rates, record_spikes
 from ranvier.models import mlp
-from ranvier.nn import LIF, LIFB, BatchNorm, TimeFolded
+from ranvier.nn import LIF, LIFB, BatchNorm, Neuron, TimeFolded
 
 STEPS = 3
 
@@ -108,6 +109,18 @@ def test_neurons_that_return_their_state_are_counted() -> None:
     loader = images_and_labels(torch.tensor([[1.0, 0.0]]))
     assert firing_rates(Streaming(), loader, 2).layers[0].firing_rate == (0.5, 0.5)
     assert record_spikes(Streaming(), loader[0][0], 2)["neuron"].tolist() == [[[1, 0]], [[1, 0]]]
+
+
+def test_neurons_of_ones_own_are_counted() -> None:
+    class Halving(Neuron):
+        """Graded output that is no burst."""
+
+        def scan(self, current: Tensor, state: NeuronState | None) -> tuple[Tensor, NeuronState]:
+            return current / 2, NeuronState(current[-1])
+
+    (layer,) = firing_rates(Single(Halving("auto")), images_and_labels(torch.tensor([[1.0, 0.0]])), 2).layers
+    assert layer.firing_rate == (0.5, 0.5)
+    assert layer.burst_rate == (0, 0)
 
 
 def frozen_network() -> nn.Sequential:

@@ -212,6 +212,33 @@ def test_a_model_with_neurons_compiles_whole() -> None:
     assert graphs() == before + 1
 
 
+class Shift(torch.nn.Module):
+    def __init__(self, by: float) -> None:
+        super().__init__()
+        self.by = by
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.by
+
+
+def test_each_whole_has_a_count_of_recompilations_of_its_own() -> None:
+    """torch counts per line of code: the next network of a class would fail once the count is reached."""
+    with torch._dynamo.config.patch(recompile_limit=1):
+        for by in (1.0, 2.0, 3.0):
+            shift = kernels.compile_whole(Shift(by))
+            assert shift(torch.zeros(2)).tolist() == [by, by]
+        assert shift(torch.zeros(2).double()).dtype == torch.float64
+
+
+def test_a_whole_does_not_break() -> None:
+    def breaks(x: Tensor) -> Tensor:
+        torch._dynamo.graph_break()
+        return x + 1
+
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        kernels.compile_whole(breaks)(torch.zeros(2))
+
+
 @pytest.mark.parametrize("implementation", ["reference", "compiled"])
 @pytest.mark.parametrize(
     ("current", "state", "message"),

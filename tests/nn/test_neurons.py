@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ranvier import dynamics
+from ranvier import dynamics, kernels
 from ranvier.dynamics import ATan, IFParams, LIFBParams, LIFParams, NeuronState, PLIFParams, Triangle
-from ranvier.nn import IF, LIF, LIFB, PLIF
+from ranvier.nn import IF, LIF, LIFB, PLIF, Neuron
 
 CHANNELS = 3
 NEURONS = (IF, LIF, PLIF, LIFB)
@@ -256,3 +256,30 @@ def test_copies_and_state_dicts(neuron: type[nn.Module]) -> None:
 def test_default_surrogates_are_equal_values() -> None:
     assert LIF().params == LIF().params
     assert LIF().params.surrogate == Triangle()
+
+
+def integrator_step(x: Tensor, v: Tensor, params: IFParams) -> tuple[Tensor, Tensor]:
+    """A neuron that never resets and passes its potential on."""
+    return v + x, v + x
+
+
+class Integrator(Neuron):
+    def __init__(self) -> None:
+        super().__init__("auto")
+        self.params = IFParams()
+
+    def scan(self, current: Tensor, state: NeuronState | None) -> tuple[Tensor, NeuronState]:
+        return kernels.scan(integrator_step, current, state, self.params, implementation=self.implementation)
+
+
+def test_a_neuron_of_ones_own_streams_like_the_others() -> None:
+    neuron = Integrator()
+    current = torch.tensor([1.0, 2.0, -4.0]).view(3, 1, 1)
+    assert neuron(current).flatten().tolist() == [1, 3, -1]
+    _, state = neuron(current[:2], return_state=True)
+    assert neuron(current[2:], state).item() == -1
+
+
+def test_a_neuron_without_scan_says_so() -> None:
+    with pytest.raises(NotImplementedError):
+        Neuron("auto")(random_current())

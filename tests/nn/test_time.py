@@ -97,8 +97,12 @@ def test_carry_with_another_number_of_states_raises(held: int) -> None:
         network()
 
 
-def test_fire_passes_stateless_activations() -> None:
-    assert fire(nn.ReLU(), torch.tensor([[-1.0, 2.0]]), None).tolist() == [[0.0, 2.0]]
+@pytest.mark.parametrize("streams", [False, True])
+def test_fire_passes_stateless_activations(streams: bool) -> None:
+    carry = Carry() if streams else None
+    assert fire(nn.ReLU(), torch.tensor([[-1.0, 2.0]]), carry).tolist() == [[0.0, 2.0]]
+    if carry is not None:
+        assert carry.finish() == ()
 
 
 def test_steps_of_a_constant_and_of_a_sequence() -> None:

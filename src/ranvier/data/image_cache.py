@@ -49,7 +49,7 @@ def write(file: Path, splits: ImageSplits) -> None:
         try:
             save_file(tensors, temporary, cards)
         except SafetensorError as error:  # how safetensors reports a failed write
-            raise OSError(None, str(error)) from error
+            raise OSError(str(error)) from error
 
 
 def _checked(images: Tensor, labels: Tensor, *, classes: list[str], name: str, crc32: str) -> ImageSet:

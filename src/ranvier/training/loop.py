@@ -128,86 +128,160 @@ def fit(
     """
     execution = execution or Execution()
     accelerator = accelerator or start_processes(execution)
-    device = accelerator.device
-    main = accelerator.is_main_process
     checkpoint = None if out is None else out / CHECKPOINT
-    if checkpoint is not None and checkpoint.exists() and not resume:
+    exists = checkpoint is not None and checkpoint.exists()
+    if exists and not resume:
         raise FileExistsError(f"{checkpoint} exists. Pass --resume to go on with it, or another --out for a new run.")
-
-    model.to(device)
-    if _convolves(model):
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = optimization.build(model)
-    progress = Progress()
-    if checkpoint is not None and checkpoint.exists():
-        progress = load_checkpoint(checkpoint, model, optimizer, run or {})
-    trained, evaluated = _views(model, accelerator, execution)
-    autocast = _autocast(device, execution)
-
-    total_steps = epochs * len(train)
-    metrics = Metrics(out if main else None, progress.history, tensorboard=execution.tensorboard)
-    watch = _LossWatch(device, progress.epoch_loss)
-    clock = _Clock(progress)
-    saved = time.monotonic()
-
-    def save() -> None:
-        nonlocal saved
-        clock.tick()
-        progress.epoch_loss = float(accelerator.reduce(watch.total(), "mean"))
-        if checkpoint is not None and main:
-            _check_weights(model, progress)
-            save_checkpoint(checkpoint, model, optimizer, progress, run or {})
-        saved = time.monotonic()
-
-    with Display(total_steps, progress.step, show=main and not quiet) as display:
-        if execution.compiles(device) and progress.epoch < epochs:
-            display.update(progress.step, progress.epoch + 1, epochs, "compiling, once: about half a minute")
+    training = _Training(model, loss, train, steps, epochs, optimization, execution, accelerator, checkpoint, run or {})
+    if exists:
+        training.restore()
+    progress = training.progress
+    show = accelerator.is_main_process
+    metrics = Metrics(out if show else None, progress.history, tensorboard=execution.tensorboard)
+    with Display(epochs * len(train), progress.step, show=show and not quiet) as display:
         while progress.epoch < epochs:
-            model.train()
-            for images, labels in train.epoch(progress.epoch, start=progress.batch):
-                lr = optimization.learning_rate(progress.step, total_steps, len(train))
-                for group in optimizer.param_groups:
-                    group["lr"] = lr
-                with autocast:
-                    value, logits = loss(trained, _channels_last(images), labels, steps)
-                optimizer.zero_grad(set_to_none=True)
-                value.backward()
-                if optimization.clip_norm is not None:
-                    nn.utils.clip_grad_norm_(model.parameters(), optimization.clip_norm)
-                optimizer.step()
-                progress.step += 1
-                progress.batch += 1
-                if watch.add(value, logits, labels, progress):
-                    display.update(progress.step, progress.epoch + 1, epochs, str(watch))
-                if execution.checkpoint_seconds == 0 or _overdue(accelerator, saved, execution.checkpoint_seconds):
-                    save()
-            mean_loss = float(accelerator.reduce(watch.total(), "mean")) / progress.batch
-            clock.tick()
-            train_seconds = progress.epoch_seconds
-            accuracy = _evaluate(evaluated, test, steps, accelerator, autocast)
-            progress.epoch += 1
-            progress.batch = 0
-            record = {
-                "epoch": progress.epoch,
-                "step": progress.step,
-                "loss": mean_loss,
-                "lr": optimization.learning_rate(progress.step - 1, total_steps, len(train)),
-                "accuracy": list(accuracy.accuracy),
-                "ties": [ties / accuracy.total for ties in accuracy.ties],
-                "train_seconds": train_seconds,
-            }
-            clock.tick()
-            record["seconds"] = progress.seconds
-            if accuracy.final > progress.best_accuracy:
-                progress.best_accuracy, progress.best_epoch = accuracy.final, progress.epoch
-            progress.history.append(record)
-            progress.epoch_seconds = 0.0
-            watch.restart()
-            save()
+            training.run_epoch(display)
+            record = training.finish_epoch(test)
             metrics.add(record)
             display.say(_line(record, epochs))
     metrics.close()
     return progress
+
+
+class _Training:
+    """The parts of one training and its position; `fit` drives it epoch by epoch."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        batches: EpochBatches,
+        steps: int | None,
+        epochs: int,
+        optimization: Optimization,
+        execution: Execution,
+        accelerator: "Accelerator",
+        checkpoint: Path | None,
+        run: Mapping[str, Any],
+    ) -> None:
+        self.model = model.to(accelerator.device)
+        if _convolves(model):
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.loss = loss
+        self.batches = batches
+        self.steps = steps
+        self.epochs = epochs
+        self.optimization = optimization
+        self.execution = execution
+        self.accelerator = accelerator
+        self.checkpoint = checkpoint
+        self.run = run
+        self.optimizer = optimization.build(model)
+        self.trained, self.evaluated = _views(model, accelerator, execution)
+        self.autocast = _autocast(accelerator.device, execution)
+        self.progress = Progress()
+        self.watch = _LossWatch(accelerator.device)
+        self.clock = _Clock(self.progress)
+        self.saved = time.monotonic()
+
+    def restore(self) -> None:
+        """Go to where the checkpoint stands."""
+        assert self.checkpoint is not None
+        restored = load_checkpoint(self.checkpoint, self.model, self.optimizer, self.run)
+        vars(self.progress).update(vars(restored))
+        self.watch.restart(self.progress.epoch_loss)
+
+    def run_epoch(self, display: Display) -> None:
+        """Train on the batches of the present epoch that are still to come."""
+        progress = self.progress
+        if self.watch.smooth is None and self.execution.compiles(self.accelerator.device):
+            display.update(progress.step, progress.epoch + 1, self.epochs, "compiling, once: about half a minute")
+        self.model.train()
+        for images, labels in self.batches.epoch(progress.epoch, start=progress.batch):
+            self.update(images, labels)
+            if self.watch.read_now():
+                self.watch.read(progress)
+                display.update(progress.step, progress.epoch + 1, self.epochs, str(self.watch))
+            if self._checkpoint_is_due():
+                self.save()
+
+    def update(self, images: Tensor, labels: Tensor) -> None:
+        """One optimizer step. Nothing here waits for the device."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._learning_rate(self.progress.step)
+        with self.autocast:
+            value, logits = self.loss(self.trained, _channels_last(images), labels, self.steps)
+        self.optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        if self.optimization.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.optimization.clip_norm)
+        self.optimizer.step()
+        self.progress.step += 1
+        self.progress.batch += 1
+        self.watch.add(value.detach(), logits.detach(), labels)
+
+    def finish_epoch(self, test: EpochBatches) -> dict[str, Any]:
+        """Evaluate, keep the record of the epoch, and write a checkpoint."""
+        progress = self.progress
+        mean_loss = self._summed_loss() / progress.batch
+        self.clock.tick()
+        train_seconds = progress.epoch_seconds
+        accuracy = self.evaluate(test)
+        self.clock.tick()
+        progress.epoch += 1
+        record = {
+            "epoch": progress.epoch,
+            "step": progress.step,
+            "loss": mean_loss,
+            "lr": self._learning_rate(progress.step - 1),
+            "accuracy": list(accuracy.accuracy),
+            "ties": [ties / accuracy.total for ties in accuracy.ties],
+            "train_seconds": train_seconds,
+            "seconds": progress.seconds,
+        }
+        if accuracy.final > progress.best_accuracy:
+            progress.best_accuracy, progress.best_epoch = accuracy.final, progress.epoch
+        progress.history.append(record)
+        progress.batch = 0
+        progress.epoch_seconds = 0.0
+        self.watch.restart()
+        self.save()
+        return record
+
+    def evaluate(self, test: EpochBatches) -> AccuracyByStep:
+        """Accuracy over all processes' parts of the test set."""
+        batches = ((_channels_last(images), labels) for images, labels in test.epoch(0) if len(labels))
+        with self.autocast:
+            own = accuracy_by_step(self.evaluated, batches, self.steps)
+        if self.accelerator.num_processes == 1:
+            return own
+        counts = torch.tensor([*own.hits, *own.ties, own.total], device=self.accelerator.device)
+        *both, total = self.accelerator.reduce(counts, "sum").tolist()
+        return AccuracyByStep(tuple(both[: len(own.hits)]), tuple(both[len(own.hits) :]), total)
+
+    def save(self) -> None:
+        """Write the checkpoint, unless something in it is not finite."""
+        self.clock.tick()
+        self.progress.epoch_loss = self._summed_loss()
+        if self.checkpoint is not None and self.accelerator.is_main_process:
+            _check_weights(self.model, self.progress)
+            save_checkpoint(self.checkpoint, self.model, self.optimizer, self.progress, self.run)
+        self.saved = time.monotonic()
+
+    def _learning_rate(self, step: int) -> float:
+        return self.optimization.learning_rate(step, self.epochs * len(self.batches), len(self.batches))
+
+    def _summed_loss(self) -> float:
+        """Sum over the epoch's batches so far, averaged over processes; waits for the device and checks every loss."""
+        self.watch.read(self.progress)
+        return float(self.accelerator.reduce(self.watch.sum, "mean"))
+
+    def _checkpoint_is_due(self) -> bool:
+        """Processes must agree, since saving sums over them: several checkpoint at the ends of epochs, or always."""
+        if self.execution.checkpoint_seconds == 0:
+            return True
+        overdue = time.monotonic() - self.saved > self.execution.checkpoint_seconds
+        return overdue and self.accelerator.num_processes == 1
 
 
 def _views(model: nn.Module, accelerator: "Accelerator", execution: Execution) -> tuple[nn.Module, nn.Module]:
@@ -224,42 +298,32 @@ def _autocast(device: torch.device, execution: Execution) -> AbstractContextMana
     return torch.autocast(device.type, torch.bfloat16)
 
 
-def _evaluate(
-    model: nn.Module,
-    test: EpochBatches,
-    steps: int | None,
-    accelerator: "Accelerator",
-    autocast: AbstractContextManager[Any],
-) -> AccuracyByStep:
-    """Accuracy over all processes' parts of the test set."""
-    batches = ((_channels_last(images), labels) for images, labels in test.epoch(0) if len(labels))
-    with autocast:
-        own = accuracy_by_step(model, batches, steps)
-    if accelerator.num_processes == 1:
-        return own
-    counts = torch.tensor([*own.hits, *own.ties, own.total], device=accelerator.device)
-    *both, total = accelerator.reduce(counts, "sum").tolist()
-    return AccuracyByStep(tuple(both[: len(own.hits)]), tuple(both[len(own.hits) :]), total)
-
-
 class _LossWatch:
-    """Sums losses on the device, and reads them now and then: at every update on a CPU, rarely on a GPU."""
+    """Sums losses on the device, and reads them now and then: after every update on a CPU, rarely on a GPU."""
 
-    def __init__(self, device: torch.device, total: float) -> None:
+    def __init__(self, device: torch.device) -> None:
         self.read_every = 1 if device.type == "cpu" else 20
-        self.sum = torch.tensor(total, dtype=torch.float64, device=device)
+        self.sum = torch.zeros((), dtype=torch.float64, device=device)
         self.pending: list[Tensor] = []
-        self.text = ""
+        self.latest: tuple[Tensor, Tensor] | None = None
         self.smooth: list[float] | None = None
 
-    def add(self, loss: Tensor, logits: Tensor, labels: Tensor, progress: Progress) -> bool:
-        """Take in one update; true if values were read and the text is new."""
-        loss = loss.detach()
+    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Take in one update."""
         self.sum += loss
         self.pending.append(loss)
-        if len(self.pending) < self.read_every:
-            return False
+        self.latest = logits, labels
+
+    def read_now(self) -> bool:
+        """Whether it is time to wait for the device."""
+        return len(self.pending) >= self.read_every
+
+    def read(self, progress: Progress) -> None:
+        """Look at the losses since the last reading; raises if one is not finite."""
+        if not self.pending or self.latest is None:
+            return
         losses = torch.stack(self.pending).tolist()
+        self.pending.clear()
         for age, value in enumerate(reversed(losses)):
             if not math.isfinite(value):
                 raise FloatingPointError(
@@ -267,25 +331,19 @@ class _LossWatch:
                     f"{progress.batch - age}). Training has stopped; the checkpoint on disk is from before. Look for "
                     "NaN in the data of that batch, or lower --lr, or set --clip-norm 1."
                 )
-        self.pending.clear()
-        hits, _ = score_by_step(logits.detach(), labels)
+        logits, labels = self.latest
+        hits, _ = score_by_step(logits, labels)
         now = [losses[-1], float(hits[0]) / len(labels), float(hits[-1]) / len(labels)]
-        self.smooth = (
-            now if self.smooth is None else [0.98 * a + 0.02 * b for a, b in zip(self.smooth, now, strict=True)]
-        )
-        return True
+        before = self.smooth or now
+        self.smooth = [0.98 * old + 0.02 * new for old, new in zip(before, now, strict=True)]
 
     def __str__(self) -> str:
         loss, first, last = self.smooth or [math.nan] * 3
         return f"loss {loss:.3f}  train T=1 {100 * first:.1f} %  T {100 * last:.1f} %"
 
-    def total(self) -> Tensor:
-        """Sum over the epoch so far."""
-        return self.sum
-
-    def restart(self) -> None:
-        """Begin a new epoch."""
-        self.sum.zero_()
+    def restart(self, total: float = 0.0) -> None:
+        """Begin an epoch, or go on with one whose losses sum to `total`."""
+        self.sum.fill_(total)
 
 
 class _Clock:
@@ -300,14 +358,6 @@ class _Clock:
         self.progress.seconds += now - self.last
         self.progress.epoch_seconds += now - self.last
         self.last = now
-
-
-def _overdue(accelerator: "Accelerator", saved: float, seconds: float) -> bool:
-    """Whether the first process wants a checkpoint now; all processes must agree, since saving sums over them."""
-    overdue = time.monotonic() - saved > seconds
-    if accelerator.num_processes == 1:
-        return overdue
-    return False  # several processes checkpoint at the ends of epochs: agreeing at every update would make them wait
 
 
 def _check_weights(model: nn.Module, progress: Progress) -> None:
