@@ -66,7 +66,8 @@ def test_a_full_disk_keeps_the_old_file(tmp_path: Path) -> None:
 
     with pytest.raises(OSError, match=r"could not write .*a\.txt .*No space left.*untouched") as caught:
         write()
-    assert caught.value.errno == errno.ENOSPC
+    assert isinstance(caught.value.__cause__, OSError)
+    assert caught.value.__cause__.errno == errno.ENOSPC
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 

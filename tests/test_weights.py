@@ -125,7 +125,8 @@ def test_a_full_disk_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(weights, "save_file", full)
     with pytest.raises(OSError, match=r"could not write .*a\.safetensors .*No space left") as caught:
         weights.save(model(1), path, {"run": 2})
-    assert caught.value.errno == errno.ENOSPC
+    assert isinstance(caught.value.__cause__, OSError)
+    assert caught.value.__cause__.errno == errno.ENOSPC
     assert path.read_bytes() == content
     assert list(tmp_path.iterdir()) == [path]
 

@@ -40,9 +40,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~_umask())  # mkstemp makes files that only their owner reads
         temporary.replace(path)
     except OSError as error:
-        raise OSError(
-            f"could not write {path} ({error}); the file before it, if any, is untouched. Is the disk full?"
-        ) from error
+        reason = f"could not write {path} ({error}); the file before it, if any, is untouched. Is the disk full?"
+        raise (OSError(error.errno, reason) if error.errno else OSError(reason)) from error
     finally:
         temporary.unlink(missing_ok=True)
 

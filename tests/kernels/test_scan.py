@@ -112,13 +112,12 @@ def test_another_batch_size_does_not_compile_again(with_state: bool) -> None:
 def test_another_channel_count_does_not_compile_again() -> None:
     """Layers of a network differ in channels, and with them the strengths of LIFB."""
 
-    def run(channels: int, batch: int = 4) -> Tensor:
-        current = binary(STEPS, batch, channels, 7, 3).requires_grad_()
+    def run(channels: int) -> Tensor:
+        current = binary(STEPS, 4, channels, 7, 3).requires_grad_()
         strength = torch.full((channels,), 2.0, requires_grad=True)
         return kernels.lifb_scan(current, None, LIFBParams(reset="soft"), strength, implementation="compiled")[0]
 
     run(CHANNELS)
-    run(CHANNELS, batch=1)  # a size of 1 is code of its own, and must not close the other sizes
     before = graphs()
     for channels in (8, 3, 64):
         assert run(channels).shape[2] == channels
@@ -264,3 +263,18 @@ def test_names_and_signatures_follow_the_reference() -> None:
     for name in ("if_scan", "lif_scan", "plif_scan", "lifb_scan", "scan"):
         assert getattr(kernels, name).__name__ == getattr(dynamics, name).__name__
     assert kernels.lif_scan.__doc__ == dynamics.lif_scan.__doc__
+
+
+def test_sizes_that_did_not_vary_so_far_are_open_too() -> None:
+    """A size of 1 compiles again; then the compiler tells sizes that have varied from others, such as C here."""
+    torch._dynamo.reset()  # it must not know of other tests' sizes
+
+    def run(params: IFParams, *shape: int) -> None:
+        kernels.if_scan(binary(STEPS, *shape), None, params, implementation="compiled")
+
+    run(IFParams(), 4, 5, 7, 11)
+    run(IFParams(), 3, 5, 1, 3)
+    run(IFParams(reset="soft"), 4, 5, 7, 11)
+    before = graphs()
+    run(IFParams(reset="soft"), 4, 6, 7, 11)
+    assert graphs() == before

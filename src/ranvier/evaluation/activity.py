@@ -16,7 +16,10 @@ from ranvier.nn import LIFB, Neuron
 
 @dataclass(frozen=True)
 class LayerActivity:
-    """Firing of one layer: mean spikes per neuron at each step, bursts counted as one; and the bursts alone."""
+    """Firing of one layer: mean spikes per neuron at each step, bursts counted as one; and the bursts alone.
+
+    A burst is told by its value: at a strength of exactly 1, where it transmits what a spike does, it counts as one.
+    """
 
     name: str
     neurons: int
@@ -86,8 +89,7 @@ def firing_rates(
     Raises:
         ValueError: The loader is empty, or the model has no spiking neurons of `ranvier.nn`.
     """
-    parameter = next(model.parameters(), None)
-    device = parameter.device if parameter is not None else torch.device("cpu")
+    device = _device(model)
     watch = _Watch(model)
     samples = 0
     try:
@@ -159,7 +161,7 @@ def record_spikes(model: nn.Module, images: Tensor, steps: int | None = None) ->
     ]
     try:
         with evaluating(model), torch.inference_mode():
-            model(images, steps)
+            model(images.to(_device(model)), steps)
     finally:
         for handle in handles:
             handle.remove()
@@ -172,6 +174,11 @@ def _spiking(model: nn.Module) -> list[tuple[str, Neuron]]:
     if not found:
         raise ValueError("the model has no neurons of ranvier.nn, so there are no spikes to count.")
     return found
+
+
+def _device(model: nn.Module) -> torch.device:
+    parameter = next(model.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device
 
 
 def _spikes(output: Tensor | tuple[Tensor, NeuronState]) -> Tensor:

@@ -162,6 +162,10 @@ class PLIF(Neuron):
         self.params = PLIFParams(v_threshold, reset, detach_reset, surrogate or Triangle())
         self.decay = nn.Parameter(torch.tensor(-math.log(tau - 1)))
 
+    def extra_repr(self) -> str:
+        """Parameters, as printed; tau as it is now."""
+        return f"tau={self.tau:.3g}, {super().extra_repr()}"
+
     @property
     def tau(self) -> float:
         """Present membrane time constant [steps]."""
@@ -209,6 +213,10 @@ class LIFB(Neuron):
         super().__init__(implementation)
         self.params = LIFBParams(v_threshold, reset, detach_reset, surrogate or Triangle(), tau)
         self.strength = nn.Parameter(torch.full((num_channels,), float(burst_init)))
+
+    def extra_repr(self) -> str:
+        """Channels and parameters, as printed."""
+        return f"{len(self.strength)}, {super().extra_repr()}"
 
     def scan(self, current: Tensor, state: NeuronState | None) -> tuple[Tensor, NeuronState]:
         """Run `lifb_scan`."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 CHECKPOINT = "checkpoint.safetensors"
+"""Name of the checkpoint in the folder of a run."""
 
 
 class Loss(Protocol):
