@@ -60,7 +60,7 @@ def table(out: Path, seeds: list[int]) -> str:
             _mean_and_deviation([100 * result.accuracy_by_step[t] for result in results])
             for t in range(len(results[0].accuracy_by_step))
         ]
-        rate = statistics.mean(statistics.mean(result.firing_rate.values()) for result in results)
+        rate = statistics.mean(result.firing_rate for result in results)
         lines.append(f"| {row} | {' | '.join(cells)} | {rate:.3f} | {len(results)} |")
     return "\n".join(lines)
 

@@ -32,7 +32,7 @@ class LeakyWithFloor(rv.nn.Neuron):
     """The function as an activation."""
 
     def __init__(self, num_channels: int | None = None) -> None:
-        super().__init__("auto")
+        super().__init__("auto", num_channels)
         self.params = LeakyWithFloorParams()  # type: ignore[assignment]
 
     def scan(self, current: Tensor, state: NeuronState | None) -> tuple[Tensor, NeuronState]:

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+SUFFIX = ".tmp"
+
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
@@ -29,11 +31,12 @@ def replacing(path: str | Path) -> Iterator[Path]:
     'done'
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=SUFFIX, dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
@@ -43,7 +46,14 @@ def replacing(path: str | Path) -> Iterator[Path]:
         reason = f"could not write {path} ({error}); the file before it, if any, is untouched. Is the disk full?"
         raise (OSError(error.errno, reason) if error.errno else OSError(reason)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete temporary files that processes killed while writing left in `folder`; only where nobody else writes."""
+    for leftover in folder.glob(f".*{SUFFIX}"):
+        leftover.unlink(missing_ok=True)
 
 
 def write_json(path: str | Path, content: Any) -> None:

@@ -23,8 +23,23 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
         raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(map(repr, choices))}.")
 
 
+def check_channels(num_channels: int | None) -> None:
+    """Raise unless the first argument of a neuron is a channel count or None."""
+    if num_channels is None or (isinstance(num_channels, int) and num_channels >= 1):
+        return
+    raise TypeError(
+        f"the first argument of a neuron is its channel count, an int of at least 1, but {num_channels!r} came. "
+        "Pass the numbers of the neuron by keyword: LIF(tau=2.0, v_threshold=0.5)."
+    )
+
+
 def check_sequence(name: str, tensor: Tensor) -> None:
     """Raise unless `tensor` is a time-first sequence `[T, B, ...]` with at least one step."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(
+            f"{name} is a {type(tensor).__name__}, but must be a torch.Tensor [T, B, ...]. "
+            "(To give a model its neuron pass the class, neuron=LIF, or a function of the channel count; no instance.)"
+        )
     if tensor.ndim < 2:
         raise ValueError(
             f"{name} has shape {shape_of(tensor)}, but must be time-first, [T, B, ...]. "
@@ -41,6 +56,8 @@ def check_logits(logits: Tensor, labels: Tensor | None = None) -> None:
             f"logits have shape {shape_of(logits)}, but must be [T, B, K]: class scores per step and sample. "
             "A model of ranvier.models returns this; for the output of a single step use logits.unsqueeze(0)."
         )
+    if logits.shape[1] == 0:
+        raise ValueError(f"logits have shape {shape_of(logits)}: no samples. Skip empty batches.")
     if logits.shape[0] == 0:
         raise ValueError(f"logits have shape {shape_of(logits)}: T = 0 steps. Run the model for at least one step.")
     if labels is None:

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from ranvier import kernels, provenance, recipes
 from ranvier.recipes import Recipe
+from ranvier.training import Precision
 
 RECIPES = {
     "digits": recipes.digits,
@@ -44,7 +45,7 @@ def train(
 
     Args:
         recipe: What to train; `ranvier train RECIPE --help` lists its settings.
-        out: Output folder; by default runs/NAME-METHOD-NEURON-STEPS-seed.
+        out: Output folder; by default runs/NAME-MODEL-METHOD-NEURON-STEPS-seed.
         resume: Go on where the run in the output folder stopped; starts it if there is none.
     """
     result = recipes.run(recipe, out or default_folder(recipe), resume=resume)
@@ -64,6 +65,7 @@ def evaluate(
     data: str | None = None,
     steps: int | None = None,
     device: str = "cpu",
+    precision: Precision | None = None,
     out: Path | None = None,
 ) -> None:
     """Evaluate a trained network: accuracy at every time step, firing rate of every layer.
@@ -77,9 +79,10 @@ def evaluate(
         data: Data set to use instead of the one on the card.
         steps: Time steps; by default those of training.
         device: cpu or cuda.
+        precision: By default that of training.
         out: Also write the numbers to this json file.
     """
-    report = recipes.evaluate(checkpoint, source=data, steps=steps, device=device)
+    report = recipes.evaluate(checkpoint, source=data, steps=steps, device=device, precision=precision)
     if out is not None:
         report.save(out)
     Console().print(report)

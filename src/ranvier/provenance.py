@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-PACKAGES = ("ranvier", "torch", "numpy", "accelerate", "datasets", "kornia", "safetensors")
+PACKAGES = ("ranvier", "torch", "numpy", "accelerate", "datasets", "safetensors")
 
 
 def versions() -> dict[str, str]:
@@ -32,6 +32,15 @@ def device_name(device: torch.device | str = "cpu") -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{_processor_name()}, {torch.get_num_threads()} threads"
+
+
+def check_device(device: torch.device | str) -> None:
+    """Raise if `device` asks for a GPU that torch does not find."""
+    if str(device).startswith("cuda") and not torch.cuda.is_available():
+        raise RuntimeError(
+            f"device is {device}, but torch {torch.__version__} finds no GPU. "
+            "Use --device cpu, or install a CUDA build of torch."
+        )
 
 
 def commit() -> str | None:

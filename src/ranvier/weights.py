@@ -46,6 +46,8 @@ def load_tensors(path: str | Path, device: torch.device | str = "cpu") -> tuple[
         ValueError: The file is truncated, not a safetensors file, or not written by ranvier.
     """
     path = Path(path)
+    if path.is_dir():
+        raise FileNotFoundError(f"{path} is a folder. Pass a .safetensors file in it.")
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist. Pass a .safetensors file that ranvier wrote.")
     try:
@@ -62,7 +64,10 @@ def load_tensors(path: str | Path, device: torch.device | str = "cpu") -> tuple[
             f"{path} is a safetensors file but carries no ranvier card, so its model and settings are unknown. "
             "To use foreign weights, build the model and call load_parameters(model, tensors)."
         )
-    return tensors, json.loads(card)
+    content = json.loads(card)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} carries a ranvier card that is not a json object. It was written by something else.")
+    return tensors, content
 
 
 def load_parameters(model: nn.Module, tensors: Mapping[str, Tensor], source: str = "the weights") -> None:

@@ -154,8 +154,8 @@ def test_modules_run_their_scan_with_their_parameters() -> None:
     [
         (IF(v_threshold=1.0), "v_threshold=1.0, reset=hard, detach_reset=True, surrogate=Triangle(width=0.5)"),
         (LIF(tau=3.0), "v_threshold=0.5, reset=hard, detach_reset=True, surrogate=Triangle(width=0.5), tau=3.0"),
-        (PLIF(reset="soft"), "v_threshold=0.5, reset=soft, detach_reset=True, surrogate=Triangle(width=0.5)"),
-        (LIFB(2), "v_threshold=0.5, reset=hard, detach_reset=True, surrogate=Triangle(width=0.5), tau=2.0"),
+        (PLIF(reset="soft"), "tau=2, v_threshold=0.5, reset=soft, detach_reset=True, surrogate=Triangle(width=0.5)"),
+        (LIFB(2), "2, v_threshold=0.5, reset=hard, detach_reset=True, surrogate=Triangle(width=0.5), tau=2.0"),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -283,3 +283,27 @@ def test_a_neuron_of_ones_own_streams_like_the_others() -> None:
 def test_a_neuron_without_scan_says_so() -> None:
     with pytest.raises(NotImplementedError):
         Neuron("auto")(random_current())
+
+
+@pytest.mark.parametrize("wrong", [3.0, 0, -1, "3"])
+@pytest.mark.parametrize("neuron", [IF, LIF, PLIF, LIFB])
+def test_first_argument_is_a_channel_count(neuron: type, wrong: object) -> None:
+    """Elsewhere the first argument is tau, a leak or a threshold: nobody's number may be dropped in silence."""
+    with pytest.raises(TypeError, match=r"LIF\(tau=2.0"):
+        neuron(wrong)
+
+
+def test_state_of_another_kind_is_refused() -> None:
+    with pytest.raises(TypeError, match="NeuronState"):
+        LIF()(torch.zeros(2, 3), torch.zeros(3))  # type: ignore[arg-type]
+
+
+def test_detached_state_cuts_the_past() -> None:
+    """Truncated backpropagation: the second part can be differentiated alone."""
+    lif = LIF()
+    current = torch.full((4, 1), 0.3, requires_grad=True)
+    _, state = lif(current[:2], return_state=True)
+    lif(current[2:], state.detach()).sum().backward()
+    assert current.grad is not None
+    assert (current.grad[:2] == 0).all()
+    assert (current.grad[2:] != 0).any()

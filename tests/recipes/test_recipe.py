@@ -8,7 +8,7 @@ from ranvier.recipes import Recipe, digits
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_json_round_trip(name: str) -> None:
-    recipe = RECIPES[name](seed=3, hidden=(7, 8))
+    recipe = RECIPES[name](seed=3, model="mlp", hidden=(7, 8))
     assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
 
 

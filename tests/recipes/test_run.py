@@ -60,6 +60,52 @@ def test_hold_out_leaves_the_test_set_alone(tmp_path: Path) -> None:
     assert all(round(100 * accuracy) == pytest.approx(100 * accuracy) for accuracy in result.accuracy_by_step)
 
 
+def test_a_network_trained_with_hold_out_is_evaluated_on_the_test_set(tmp_path: Path) -> None:
+    run(digits(**QUICK, hold_out=100), tmp_path / "h", quiet=True)
+    assert evaluate(tmp_path / "h").accuracy.total == 600
+
+
+def test_zero_steps_are_refused(folder: Path) -> None:
+    with pytest.raises(ValueError, match="at least one time step"):
+        evaluate(folder, steps=0)
+
+
+def test_a_finished_run_keeps_its_results(folder: Path) -> None:
+    before = (folder / "results.json").read_bytes()
+    again = run(digits(**QUICK), folder, resume=True, quiet=True)
+    assert again == Result.load(folder / "results.json")
+    assert (folder / "results.json").read_bytes() == before
+    with pytest.raises(FileExistsError, match="--resume"):
+        run(digits(**QUICK), folder, quiet=True)
+
+
+def test_results_without_their_checkpoint_are_not_overwritten(tmp_path: Path) -> None:
+    run(digits(**QUICK), tmp_path, quiet=True)
+    (tmp_path / CHECKPOINT).unlink()
+    for resume in (False, True):
+        with pytest.raises(FileExistsError, match="another --out"):
+            run(digits(**QUICK), tmp_path, resume=resume, quiet=True)
+
+
+def test_evaluation_runs_at_the_precision_of_training(tmp_path: Path) -> None:
+    result = run(digits(**QUICK | {"precision": "bfloat16"}), tmp_path, quiet=True)
+    assert evaluate(tmp_path).accuracy.accuracy == result.accuracy_by_step
+    assert evaluate(tmp_path, precision="float32").accuracy.total == 600
+
+
+def test_gpu_that_is_not_there(folder: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("is about machines without a GPU")
+    with pytest.raises(RuntimeError, match="finds no GPU"):
+        evaluate(folder, device="cuda")
+
+
+def test_out_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="could not write"):
+        run(digits(**QUICK), tmp_path / "file", quiet=True)
+
+
 def test_folder_without_a_run(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="--out of a run"):
         load_trained(tmp_path)

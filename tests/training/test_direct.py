@@ -37,6 +37,14 @@ def test_consistency_needs_two_steps() -> None:
     DirectLoss("direct").check_steps(1)
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"temperature": -3.0}, {"tet_weight": 2.0}, {"label_smoothing": 2.0}, {"consistency_weight": -1.0}]
+)
+def test_wrong_numbers_are_refused_before_any_work(wrong: dict) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        DirectLoss(**wrong)
+
+
 def test_unknown_method() -> None:
     with pytest.raises(ValueError, match="'etc'"):
         DirectLoss("ect")  # type: ignore[arg-type]

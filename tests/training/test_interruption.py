@@ -17,7 +17,7 @@ from ranvier.weights import load_tensors
 
 KILLS = 10
 TRAIN = (
-    *(sys.executable, "-m", "ranvier", "train", "digits", "--model", "mlp", "--epochs", "6", "--seed", "3"),
+    *(sys.executable, "-m", "ranvier", "train", "digits", "--model", "conv4", "--epochs", "3", "--seed", "3"),
     *("--neuron", "lifb", "--checkpoint-seconds", "0", "--device", "cpu", "--resume", "--out"),
 )
 

@@ -24,6 +24,10 @@ class NeuronState(NamedTuple):
 
     v: Tensor
 
+    def detach(self) -> "NeuronState":
+        """The same state without its past: what truncated backpropagation through time passes on."""
+        return NeuronState(self.v.detach())
+
 
 def scan(
     step: Step, current: Tensor, state: NeuronState | None, params: Any, *learned: Tensor
@@ -70,6 +74,10 @@ def check_scan(current: Tensor, state: NeuronState | None) -> None:
     if not current.dtype.is_floating_point:
         raise ValueError(
             f"current has dtype {current.dtype}, but a membrane potential needs a floating type. Pass current.float()."
+        )
+    if state is not None and not isinstance(state, NeuronState):
+        raise TypeError(
+            f"state is a {type(state).__name__}, but must be the NeuronState that an earlier call returned, or None."
         )
     if state is not None and state.v.shape != current.shape[1:]:
         raise ValueError(

@@ -77,12 +77,13 @@ def accuracy_by_step(
         Hits and ties after 1 .. T steps.
 
     Raises:
-        ValueError: The loader is empty, or the model does not return `[T, B, K]`.
+        ValueError: The loader is empty, images are not finite, or the model does not return `[T, B, K]`.
     """
     parameter = next(model.parameters(), None)
     device = parameter.device if parameter is not None else torch.device("cpu")
     hits: list[Tensor] = []
     ties: list[Tensor] = []
+    finite: list[Tensor] = []
     total = 0
     with evaluating(model), torch.inference_mode():
         for images, labels in loader:
@@ -90,9 +91,15 @@ def accuracy_by_step(
             batch_hits, batch_ties = score_by_step(model(images, steps), labels)
             hits.append(batch_hits)
             ties.append(batch_ties)
+            finite.append(images.sum(dtype=torch.float32).isfinite())  # neurons answer a NaN with silence
             total += len(labels)
     if total == 0:
         raise ValueError("the loader gave no samples, so there is no accuracy. Check the data set or its split.")
+    if not bool(torch.stack(finite).all()):
+        broken = [number for number, flag in enumerate(torch.stack(finite).tolist()) if not flag]
+        raise ValueError(
+            f"the images of batch {broken[0]} hold NaN or infinity ({len(broken)} such batches). Mend the data."
+        )
     return AccuracyByStep(
         hits=tuple(torch.stack(hits).sum(0).tolist()), ties=tuple(torch.stack(ties).sum(0).tolist()), total=total
     )

@@ -94,11 +94,11 @@ def firing_rates(
     samples = 0
     try:
         with evaluating(model), torch.inference_mode():
-            for number, (images, _) in enumerate(loader):
+            for number, (images, labels) in enumerate(loader):
                 if number == batches:
                     break
                 model(images.to(device), steps)
-                samples += len(images)
+                samples += len(labels)
     finally:
         watch.close()
     if samples == 0:

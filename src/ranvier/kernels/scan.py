@@ -1,9 +1,9 @@
 """The scans of `ranvier.dynamics`, made fast: same names, same signatures, plus `implementation=`.
 
 `compiled` is the reference itself, put through torch.compile: the loop over T unrolls and fuses to one pass over
-memory, and the backward pass keeps only the input and recomputes the potential. T is static; batch and feature sizes
-are dynamic, so a smaller last batch does not compile again. A Triton scan for GPUs will be one more implementation
-here.
+memory, and the backward pass keeps one tensor of the size of the input and recomputes the rest. T is static; batch and
+feature sizes are dynamic, so a smaller last batch does not compile again. A Triton scan for GPUs will be one more
+implementation here.
 """
 
 import functools

@@ -18,7 +18,8 @@ class Network(nn.Module):
         logits = readout(body(encoder(images)))
 
     The encoder holds the layers before the first neuron. They have no memory, so a constant input (direct coding)
-    passes them once, whatever the number of steps, and the first neurons receive the same current at every step.
+    passes them once, whatever the number of steps, and the first neurons receive the same current at every step. In
+    training, a normalisation in the encoder then updates its running averages once for the batch, not for each step.
 
     Args:
         encoder: Stateless layers on `[T, B, ...]`.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ranvier import kernels
-from ranvier.checks import check_choice
+from ranvier.checks import check_channels, check_choice
 from ranvier.dynamics import IFParams, LIFBParams, LIFParams, NeuronState, PLIFParams, Reset, Surrogate, Triangle
 from ranvier.kernels.dispatch import IMPLEMENTATIONS, Implementation
 
@@ -25,8 +25,9 @@ class Neuron(nn.Module):
 
     params: IFParams | LIFParams | PLIFParams | LIFBParams
 
-    def __init__(self, implementation: Implementation) -> None:
+    def __init__(self, implementation: Implementation = "auto", num_channels: int | None = None) -> None:
         super().__init__()
+        check_channels(num_channels)
         check_choice("implementation", implementation, IMPLEMENTATIONS)
         self.implementation: Implementation = implementation
 
@@ -81,7 +82,7 @@ class IF(Neuron):
         surrogate: Surrogate | None = None,
         implementation: Implementation = "auto",
     ) -> None:
-        super().__init__(implementation)
+        super().__init__(implementation, num_channels)
         self.params = IFParams(v_threshold, reset, detach_reset, surrogate or Triangle())
 
     def scan(self, current: Tensor, state: NeuronState | None) -> tuple[Tensor, NeuronState]:
@@ -119,7 +120,7 @@ class LIF(Neuron):
         surrogate: Surrogate | None = None,
         implementation: Implementation = "auto",
     ) -> None:
-        super().__init__(implementation)
+        super().__init__(implementation, num_channels)
         self.params = LIFParams(v_threshold, reset, detach_reset, surrogate or Triangle(), tau)
 
     def scan(self, current: Tensor, state: NeuronState | None) -> tuple[Tensor, NeuronState]:
@@ -156,7 +157,7 @@ class PLIF(Neuron):
         surrogate: Surrogate | None = None,
         implementation: Implementation = "auto",
     ) -> None:
-        super().__init__(implementation)
+        super().__init__(implementation, num_channels)
         if not tau > 1:
             raise ValueError(f"tau is {tau}, but a learned time constant must start above 1 step; the default is 2.")
         self.params = PLIFParams(v_threshold, reset, detach_reset, surrogate or Triangle())
@@ -210,7 +211,7 @@ class LIFB(Neuron):
         surrogate: Surrogate | None = None,
         implementation: Implementation = "auto",
     ) -> None:
-        super().__init__(implementation)
+        super().__init__(implementation, num_channels)
         self.params = LIFBParams(v_threshold, reset, detach_reset, surrogate or Triangle(), tau)
         self.strength = nn.Parameter(torch.full((num_channels,), float(burst_init)))
 

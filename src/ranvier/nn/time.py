@@ -105,7 +105,14 @@ def steps_of(images: Tensor, frame_dims: tuple[int, ...], steps: int | None) -> 
 
     Raises:
         ValueError: Wrong rank, no or zero steps, or `steps` unlike the length of the sequence.
+        TypeError: Not a floating tensor.
     """
+    if not isinstance(images, Tensor) or not images.dtype.is_floating_point:
+        came = f"a tensor of {images.dtype}" if isinstance(images, Tensor) else f"a {type(images).__name__}"
+        raise TypeError(
+            f"images are {came}, but a network takes a floating torch.Tensor. Convert them: bytes with images / 255, "
+            "numpy arrays with torch.from_numpy(images)."
+        )
     constant = images.ndim in frame_dims
     if not constant and images.ndim - 1 not in frame_dims:
         ranks = " or ".join(str(dims) for dims in frame_dims)

@@ -32,7 +32,7 @@ class Demo:
             [
                 name,
                 *(f"{100 * accuracy:.1f}" for accuracy in result.accuracy_by_step),
-                f"{sum(result.firing_rate.values()) / len(result.firing_rate):.3f}",
+                f"{result.firing_rate:.3f}",
                 f"{result.seconds:.0f}",
             ]
             for name, result in self.results.items()
@@ -97,8 +97,8 @@ def _write_report(shown: Demo, seed: int) -> None:
         title="Ranvier demo: spiking networks on handwritten digits",
         lead="Every network ran for four time steps and was scored after each: the accuracy after t steps is that of "
         "the mean of the first t outputs of one run, ties counting as misses. Consistency (ETC) lets every time step "
-        "teach the others; burst neurons (LIFB) may answer a strong input with a stronger spike. One run on 600 test "
-        "images: differences below a point are within what another seed changes.",
+        "teach the others; burst neurons (LIFB) may answer a strong input with a stronger spike. One run on "
+        "600 test images, so that one image is 0.17 %: look at the shape of the curves, not at tenths.",
         sections=[
             Section("Test accuracy %", columns=shown.columns(), rows=shown.rows()),
             Section("Accuracy by time step", image=shown.out / "accuracy.png"),

@@ -25,12 +25,12 @@ def fashion_mnist(**overrides: Any) -> Recipe:
 def fashion_mnist_full(**overrides: Any) -> Recipe:
     """SNN6 at full width, for a GPU."""
     return Recipe(
-        name="fashion-mnist",
+        name="fashion-mnist-full",
         data="zalando-datasets/fashion_mnist",
         epochs=100,
         batch_size=128,
         augmentation=Augmentation(crop_padding=2, flip=True, cutout=8),
-        network=NetworkSettings(model="snn6", statistics="per_step"),
+        network=NetworkSettings(model="snn6"),
         loss=DirectLoss("etc"),
         optimization=Optimization(lr=1e-3, warmup_epochs=5, min_lr=1e-5),
     ).override(**overrides)

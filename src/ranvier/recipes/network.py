@@ -1,5 +1,6 @@
 """From settings, as they stand in recipes and on cards, to a network."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -31,6 +32,8 @@ MODELS: dict[ModelName, Callable[..., models.Network]] = {
 }
 SIZED: tuple[ModelName, ...] = ("conv4", "vggsnn", "snn6", "vgg16", "spikformer")
 """Models whose layers depend on the image size; the others pool globally."""
+GAINED: tuple[ModelName, ...] = ("conv4", "vggsnn", "snn6", "vgg16")
+"""Models that take the initial scale of their normalisation."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,8 @@ class NetworkSettings:
     """Firing threshold."""
     reset: Reset = "hard"
     """Reset after a spike."""
-    statistics: Statistics = "folded"
-    """Batch normalisation over all time steps together (tdBN), or over each."""
+    statistics: Statistics | None = None
+    """Batch normalisation over all time steps together (folded, tdBN) or over each; None for the network's own."""
     gain: float = 1.0
     """Initial scale of the normalisation; tdBN has v_threshold. Residual networks use their published values."""
     hidden: tuple[int, ...] = (128, 128)
@@ -59,6 +62,18 @@ class NetworkSettings:
     def __post_init__(self) -> None:
         check_choice("model", self.model, ("mlp", *MODELS))
         check_choice("neuron", self.neuron, ("if", "lif", "plif", "lifb"))
+        for name, used in (
+            ("burst_init", self.neuron == "lifb"),
+            ("tau", self.neuron != "if"),
+            ("hidden", self.model == "mlp"),
+            ("gain", self.model in GAINED),
+            ("statistics", self.model != "mlp"),
+        ):
+            if not used and getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                warnings.warn(
+                    f"{name}={getattr(self, name)} has no effect with model {self.model} and neuron {self.neuron}.",
+                    stacklevel=3,
+                )
 
     def build(
         self, num_classes: int, in_channels: int, image_size: int, implementation: Implementation = "auto"
@@ -74,8 +89,12 @@ class NetworkSettings:
         neuron = self.neuron_factory(implementation)
         if self.model == "mlp":
             return models.mlp([in_channels * image_size**2, *self.hidden, num_classes], neuron=neuron)
-        arguments: dict[str, Any] = {"neuron": neuron, "statistics": self.statistics}
-        if self.model in ("conv4", "vggsnn", "snn6", "vgg16"):
+        arguments: dict[str, Any] = {"neuron": neuron}
+        if self.statistics is not None:
+            arguments["statistics"] = self.statistics
+        if self.model == "resnet19":
+            arguments["v_threshold"] = self.v_threshold
+        if self.model in GAINED:
             arguments["gain"] = self.gain
         if self.model in SIZED:
             arguments["image_size"] = image_size

@@ -12,16 +12,17 @@ from rich.table import Table
 
 from ranvier import data, provenance
 from ranvier.atomic import write_json
-from ranvier.data import Augmentation, Batches, ImageSplits, Normalization
+from ranvier.data import Augmentation, Batches, ImageSet, ImageSplits, Normalization, StreamedImages
 from ranvier.evaluation import AccuracyByStep, Activity, accuracy_by_step, firing_rates
 from ranvier.models import Network
 from ranvier.recipes.recipe import Recipe, tuples
-from ranvier.training import Progress, fit, start_processes
+from ranvier.training import CHECKPOINT, Precision, Progress, autocast, fit, start_processes
 from ranvier.weights import load_parameters, load_tensors, save
 
 MODEL = "model.safetensors"
 RESULTS = "results.json"
 EVALUATION_BATCH = 500
+ACTIVITY_SAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,12 @@ class InputFormat:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
         """The format that `asdict` wrote."""
-        return cls(**tuples(content))
+        try:
+            return cls(**tuples(content))
+        except TypeError as error:
+            raise ValueError(
+                f"the input format on this card does not fit this version of ranvier ({error})."
+            ) from error
 
     def build(self, recipe: Recipe) -> Network:
         """The recipe's network for this input."""
@@ -74,7 +80,9 @@ class Result:
     epochs: int
     seconds: float
     images_per_second: float
-    firing_rate: dict[str, float]
+    firing_rate: float
+    firing_rate_by_layer: dict[str, float]
+    firing_rate_samples: int
     seed: int
     device: str
     processes: int
@@ -132,19 +140,25 @@ def run(recipe: Recipe, out: str | Path, *, resume: bool = False, quiet: bool = 
     Args:
         recipe: All settings.
         out: Folder of the run.
-        resume: Go on where the run in `out` stopped; starts it if there is none.
+        resume: Go on where the run in `out` stopped; starts it if there is none, and returns what it gave if it ended.
         quiet: Show nothing.
 
     Returns:
         The result, as written to `results.json`.
 
     Raises:
-        FileExistsError: `out` holds a run, and `resume` is not set.
+        FileExistsError: `out` holds a run, and `resume` is not set or its checkpoint is gone.
         FloatingPointError: Training diverged.
         ValueError: Settings, data or checkpoint do not fit; the message says how.
     """
     out = Path(out)
     accelerator = start_processes(recipe.execution)
+    finished = (out / RESULTS).exists()
+    if finished and not (resume and (out / CHECKPOINT).exists()):
+        raise FileExistsError(
+            f"{out} holds the results of a run. Choose another --out for a new one"
+            + ("." if resume else ", or pass --resume to see its results again.")
+        )
     with accelerator.main_process_first():  # the others find the decoded images in the cache
         splits = load_data(recipe)
     form = InputFormat.of(splits)
@@ -176,7 +190,10 @@ def run(recipe: Recipe, out: str | Path, *, resume: bool = False, quiet: bool = 
         accelerator=accelerator,
         quiet=quiet,
     )
-    activity = firing_rates(model, test, recipe.steps, batches=4)
+    if finished:
+        return Result.load(out / RESULTS)
+    with autocast(accelerator.device, recipe.execution.precision):
+        activity = firing_rates(model, _sample(splits.test, form, accelerator.device), recipe.steps)
     result = _result(recipe, progress, activity, len(train) * recipe.batch_size, accelerator)
     if accelerator.is_main_process:
         card = {"recipe": recipe.to_json(), "input": asdict(form), "result": asdict(result)}
@@ -200,7 +217,9 @@ def _result(recipe: Recipe, progress: Progress, activity: Activity, images: int,
         epochs=progress.epoch,
         seconds=progress.seconds,
         images_per_second=images / sorted(timed)[len(timed) // 2],
-        firing_rate={layer.name: layer.mean_firing_rate for layer in activity.layers},
+        firing_rate=activity.mean_firing_rate,
+        firing_rate_by_layer={layer.name: layer.mean_firing_rate for layer in activity.layers},
+        firing_rate_samples=activity.samples,
         seed=recipe.seed,
         device=provenance.device_name(accelerator.device),
         processes=accelerator.num_processes,
@@ -218,8 +237,11 @@ class Trained:
     form: InputFormat
 
     def batches(self, source: str | None = None, device: torch.device | str = "cpu") -> Batches:
-        """The test images of its data set, or of another `source`, prepared as it expects them."""
-        splits = load_data(self.recipe, source)
+        """The test images of its data set, or of another `source`, prepared as it expects them.
+
+        Always the test set: images that a recipe held out were for choosing its settings.
+        """
+        splits = load_data(self.recipe.override(hold_out=0), source)
         if splits.test.classes != self.form.classes or splits.test.shape[0] != self.form.channels:
             raise ValueError(
                 f"the network tells apart {len(self.form.classes)} classes on {self.form.channels} channels, but "
@@ -237,11 +259,9 @@ def load_trained(path: str | Path) -> Trained:
     """
     path = Path(path)
     if path.is_dir():
-        found = [path / name for name in (MODEL, "checkpoint.safetensors") if (path / name).exists()]
+        found = [path / name for name in (MODEL, CHECKPOINT) if (path / name).exists()]
         if not found:
-            raise FileNotFoundError(
-                f"{path} holds neither {MODEL} nor checkpoint.safetensors. Is it the --out of a run?"
-            )
+            raise FileNotFoundError(f"{path} holds neither {MODEL} nor {CHECKPOINT}. Is it the --out of a run?")
         path = found[0]
     tensors, card = load_tensors(path)
     if card.get("kind") == "checkpoint":
@@ -279,7 +299,12 @@ class Evaluation:
 
 
 def evaluate(
-    path: str | Path, *, source: str | None = None, steps: int | None = None, device: torch.device | str = "cpu"
+    path: str | Path,
+    *,
+    source: str | None = None,
+    steps: int | None = None,
+    device: torch.device | str = "cpu",
+    precision: Precision | None = None,
 ) -> Evaluation:
     """Accuracy after 1 .. steps time steps and firing rates of a network on disk.
 
@@ -288,9 +313,20 @@ def evaluate(
         source: Data set to use instead of the one it was trained on.
         steps: T; None for that of training.
         device: Where to run.
+        precision: `bfloat16` or `float32`; None for that of training.
     """
+    provenance.check_device(device)
     trained = load_trained(path)
     model = trained.model.to(device)
     batches = trained.batches(source, device)
-    steps = steps or trained.recipe.steps
-    return Evaluation(accuracy_by_step(model, batches, steps), firing_rates(model, batches, steps, batches=4))
+    steps = trained.recipe.steps if steps is None else steps
+    with autocast(torch.device(device), precision or trained.recipe.execution.precision):
+        accuracy = accuracy_by_step(model, batches, steps)
+        activity = firing_rates(model, _sample(batches.images, trained.form, device), steps)
+    return Evaluation(accuracy, activity)
+
+
+def _sample(images: ImageSet | StreamedImages, form: InputFormat, device: torch.device | str) -> Batches:
+    """Images to measure activity on: some of every class, because data sets may be sorted by class."""
+    some = images if len(images) <= ACTIVITY_SAMPLES else images.hold_out(ACTIVITY_SAMPLES, seed=0)[1]
+    return Batches(some, EVALUATION_BATCH, normalization=form.normalization, device=device)

@@ -2,7 +2,7 @@
 
 from ranvier.training.checkpoints import Progress, load_checkpoint, read_progress, save_checkpoint
 from ranvier.training.direct import DirectLoss
-from ranvier.training.loop import CHECKPOINT, Execution, fit, start_processes
+from ranvier.training.loop import CHECKPOINT, Execution, Precision, autocast, fit, start_processes
 from ranvier.training.optimization import Optimization
 
 __all__ = [
@@ -10,7 +10,9 @@ __all__ = [
     "DirectLoss",
     "Execution",
     "Optimization",
+    "Precision",
     "Progress",
+    "autocast",
     "fit",
     "load_checkpoint",
     "read_progress",

@@ -105,12 +105,26 @@ def load_checkpoint(
         index, key = name.split("/", 1)
         state.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": card["optimizer"]["param_groups"]})
+    _restore_layouts(optimizer)
     torch.set_rng_state(groups["random"]["cpu"])
     if "cuda" in groups["random"] and torch.cuda.is_available():
         torch.cuda.set_rng_state(groups["random"]["cuda"])
     version, words, gauss = card["python_random"]
     random.setstate((version, tuple(words), gauss))
     return progress
+
+
+def _restore_layouts(optimizer: torch.optim.Optimizer) -> None:
+    """Give moments the memory layout of their parameters.
+
+    Files hold contiguous tensors, but the weights of convolutions are channels-last, and fused optimizers walk through
+    a parameter and its moments side by side in memory: in another layout they pair moments with the wrong weights.
+    """
+    for parameter, entries in optimizer.state.items():
+        for name, value in entries.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                placed = torch.empty_like(parameter, dtype=value.dtype, memory_format=torch.preserve_format)
+                entries[name] = placed.copy_(value)
 
 
 def _card_of(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Direct training: the loss of one batch, differentiated through the surrogate gradients."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -7,7 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from ranvier import losses
-from ranvier.checks import check_choice
+from ranvier.checks import check_choice, check_positive
 
 Method = Literal["direct", "etc", "tet"]
 METHODS = ("direct", "etc", "tet")
@@ -36,6 +37,10 @@ class DirectLoss:
 
     def __post_init__(self) -> None:
         check_choice("method", self.method, METHODS)
+        check_positive("temperature", self.temperature)
+        for name, top in (("tet_weight", 1.0), ("label_smoothing", 1.0), ("consistency_weight", math.inf)):
+            if not 0 <= getattr(self, name) <= top:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must lie between 0 and {top}.")
 
     def check_steps(self, steps: int) -> None:
         """Raise, before any time is spent, if this loss cannot be taken at `steps` time steps."""

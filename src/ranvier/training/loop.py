@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from ranvier import provenance
+from ranvier.atomic import remove_leftovers
 from ranvier.checks import check_choice
 from ranvier.evaluation import AccuracyByStep, accuracy_by_step, score_by_step
 from ranvier.kernels.dispatch import IMPLEMENTATIONS, Implementation, choose, compile_whole
@@ -23,6 +25,10 @@ if TYPE_CHECKING:
 
 CHECKPOINT = "checkpoint.safetensors"
 """Name of the checkpoint in the folder of a run."""
+
+
+Precision = Literal["bfloat16", "float32"]
+"""Of convolutions and linear layers."""
 
 
 class Loss(Protocol):
@@ -48,7 +54,7 @@ class EpochBatches(Protocol):
 class Execution:
     """How a training runs on the machine; none of it is meant to change what is learned."""
 
-    precision: Literal["bfloat16", "float32"] = "bfloat16"
+    precision: Precision = "bfloat16"
     """Precision of convolutions and linear layers (autocast); potentials, losses and parameters stay in float32."""
     implementation: Implementation = "auto"
     """`compiled`: the whole model through torch.compile. `reference`: eager. `auto`: compiled where it can run."""
@@ -63,6 +69,8 @@ class Execution:
         check_choice("precision", self.precision, ("bfloat16", "float32"))
         check_choice("implementation", self.implementation, IMPLEMENTATIONS)
         check_choice("device", self.device, ("auto", "cpu", "cuda"))
+        if self.checkpoint_seconds < 0:
+            raise ValueError(f"checkpoint_seconds is {self.checkpoint_seconds}, but must not be negative.")
 
     def compiles(self, device: torch.device) -> bool:
         """Whether the model is compiled on `device`; raises or warns where it cannot be."""
@@ -73,10 +81,7 @@ def start_processes(execution: Execution) -> "Accelerator":
     """Join the processes that `accelerate launch` started, or stand alone, and settle the device."""
     from accelerate import Accelerator
 
-    if execution.device == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError(
-            "device is cuda, but torch finds no GPU. Use --device cpu, or install a CUDA build of torch."
-        )
+    provenance.check_device(execution.device)
     # Precision is set below by autocast around the model: accelerate's own wrapper of forward would break the graph.
     return Accelerator(cpu=execution.device == "cpu", mixed_precision="no")
 
@@ -131,6 +136,8 @@ def fit(
     accelerator = accelerator or start_processes(execution)
     checkpoint = None if out is None else out / CHECKPOINT
     exists = checkpoint is not None and checkpoint.exists()
+    if out is not None and accelerator.is_main_process:
+        remove_leftovers(out)
     if exists and not resume:
         raise FileExistsError(f"{checkpoint} exists. Pass --resume to go on with it, or another --out for a new run.")
     training = _Training(model, loss, train, steps, epochs, optimization, execution, accelerator, checkpoint, run or {})
@@ -179,7 +186,7 @@ class _Training:
         self.run = run
         self.optimizer = optimization.build(model)
         self.trained, self.evaluated = _views(model, accelerator, execution)
-        self.autocast = _autocast(accelerator.device, execution)
+        self.autocast = autocast(accelerator.device, execution.precision)
         self.progress = Progress()
         self.watch = _LossWatch(accelerator.device)
         self.clock = _Clock(self.progress)
@@ -196,7 +203,7 @@ class _Training:
         """Train on the batches of the present epoch that are still to come."""
         progress = self.progress
         if self.watch.smooth is None and self.execution.compiles(self.accelerator.device):
-            display.update(progress.step, progress.epoch + 1, self.epochs, "compiling, once: about half a minute")
+            display.update(progress.step, progress.epoch + 1, self.epochs, "compiling, once")
         self.model.train()
         for images, labels in self.batches.epoch(progress.epoch, start=progress.batch):
             self.update(images, labels)
@@ -219,7 +226,7 @@ class _Training:
         self.optimizer.step()
         self.progress.step += 1
         self.progress.batch += 1
-        self.watch.add(value.detach(), logits.detach(), labels)
+        self.watch.add(value.detach(), logits.detach(), images, labels)
 
     def finish_epoch(self, test: EpochBatches) -> dict[str, Any]:
         """Evaluate, keep the record of the epoch, and write a checkpoint."""
@@ -293,10 +300,9 @@ def _views(model: nn.Module, accelerator: "Accelerator", execution: Execution) -
     return accelerator.prepare_model(compile_whole(model)), compile_whole(model)
 
 
-def _autocast(device: torch.device, execution: Execution) -> AbstractContextManager[Any]:
-    if execution.precision == "float32":
-        return nullcontext()
-    return torch.autocast(device.type, torch.bfloat16)
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
+    """The context in which a network runs at `precision`, in training and in evaluation."""
+    return nullcontext() if precision == "float32" else torch.autocast(device.type, torch.bfloat16)
 
 
 class _LossWatch:
@@ -305,14 +311,14 @@ class _LossWatch:
     def __init__(self, device: torch.device) -> None:
         self.read_every = 1 if device.type == "cpu" else 20
         self.sum = torch.zeros((), dtype=torch.float64, device=device)
-        self.pending: list[Tensor] = []
+        self.pending: list[tuple[Tensor, Tensor]] = []
         self.latest: tuple[Tensor, Tensor] | None = None
         self.smooth: list[float] | None = None
 
-    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Take in one update."""
+    def add(self, loss: Tensor, logits: Tensor, images: Tensor, labels: Tensor) -> None:
+        """Take in one update. The images are watched too, because a neuron answers a NaN with silence."""
         self.sum += loss
-        self.pending.append(loss)
+        self.pending.append((loss, images.sum(dtype=torch.float32)))
         self.latest = logits, labels
 
     def read_now(self) -> bool:
@@ -323,14 +329,20 @@ class _LossWatch:
         """Look at the losses since the last reading; raises if one is not finite."""
         if not self.pending or self.latest is None:
             return
-        losses = torch.stack(self.pending).tolist()
+        losses, images = torch.stack([torch.stack(pair) for pair in self.pending], 1).tolist()
+        first = progress.step - len(losses) + 1
         self.pending.clear()
-        for age, value in enumerate(reversed(losses)):
-            if not math.isfinite(value):
+        for update, (loss, pixels) in enumerate(zip(losses, images, strict=True), first):
+            if not (math.isfinite(loss) and math.isfinite(pixels)):
+                batch = progress.batch - (progress.step - update)
+                what, remedy = (
+                    ("the loss is not finite", "Lower --lr, or set --clip-norm 1.")
+                    if math.isfinite(pixels)
+                    else ("the images hold NaN or infinity", "Mend the data.")
+                )
                 raise FloatingPointError(
-                    f"the loss is {value} at update {progress.step - age} (epoch {progress.epoch + 1}, batch "
-                    f"{progress.batch - age}). Training has stopped; the checkpoint on disk is from before. Look for "
-                    "NaN in the data of that batch, or lower --lr, or set --clip-norm 1."
+                    f"{what} at update {update} (epoch {progress.epoch + 1}, batch {batch}; loss {loss}). Training has "
+                    f"stopped; the checkpoint on disk is from before. {remedy}"
                 )
         logits, labels = self.latest
         hits, _ = score_by_step(logits, labels)
