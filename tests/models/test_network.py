@@ -19,6 +19,7 @@ Builder = Callable[..., Network]
 NETWORKS: dict[str, tuple[Builder, int]] = {
     "mlp": (partial(models.mlp, [3 * 8 * 8, 16, 12, 10]), 8),
     "vgg": (partial(models.vgg, (4, "A", 8), num_classes=10, in_channels=3, image_size=8, hidden=(6,)), 8),
+    "conv4": (partial(models.conv4, 10, 3, image_size=8), 8),
     "vggsnn": (partial(models.vggsnn, 10, 3, image_size=16), 16),
     "snn6": (partial(models.snn6, 10, 3, image_size=16), 16),
     "vgg16": (partial(models.vgg16, image_size=32, hidden=(16, 16)), 32),
@@ -41,7 +42,7 @@ NEURONS: dict[str, NeuronFactory] = {
     "ReLU": lambda channels: nn.ReLU(),
 }
 
-SAME_PARTS = ("vggsnn", "snn6", "vgg16", "sew_resnet18_imagenet", "sew_resnet34")
+SAME_PARTS = ("conv4", "vggsnn", "snn6", "vgg16", "sew_resnet18_imagenet", "sew_resnet34")
 """Networks that are larger layouts of another one here: tested with one neuron, and marked slow."""
 
 every_network = pytest.mark.parametrize(
@@ -78,10 +79,22 @@ def build(name: str, neuron: NeuronFactory = LIFB) -> tuple[Network, Tensor]:
         for module in network.modules():
             if isinstance(module, BatchNorm):
                 module.momentum = 1.0
-            if isinstance(module, nn.Linear):  # without normalisation, initial weights are too small to make spikes
-                module.weight *= 20
         network(torch.randn(2, 4, 3, size, size, dtype=torch.float64))
     return network.eval(), images
+
+
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name not in ("vggsnn", "sew_resnet34")])
+def test_no_layer_of_a_fresh_network_is_silent(name: str) -> None:
+    """A silent layer passes nothing on, and all classes score alike."""
+    torch.manual_seed(0)
+    builder, size = NETWORKS[name]
+    network = builder(neuron=LIF).train()
+    recorded: dict[str, Tensor] = {}
+    for path, module in network.named_modules():
+        if isinstance(module, LIF):
+            module.register_forward_hook(lambda _, __, spikes, path=path: recorded.__setitem__(path, spikes))
+    network(torch.randn(4, 3, size, size), steps=4)
+    assert all(spikes.any() for spikes in recorded.values()), [k for k, v in recorded.items() if not v.any()]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ranvier.models import snn6, vgg, vgg16, vggsnn
+from ranvier.models import conv4, snn6, vgg, vgg16, vggsnn
 from ranvier.models.network import Network
 from ranvier.nn import LIF, BatchNorm
 
@@ -58,3 +58,15 @@ def test_layout_starts_with_a_convolution(layout: tuple) -> None:
 def test_pooling_the_image_away() -> None:
     with pytest.raises(ValueError, match="leaves nothing of a 8x8 image"):
         vggsnn(image_size=8)
+
+
+def test_conv4_has_15_million_multiply_accumulates_a_step() -> None:
+    """By hand for 28x28: 28^2 9 1 32 + 14^2 9 32 64 + 7^2 9 (64 128 + 128 128) + 1152 10."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    network = conv4()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.zeros(1, 1, 28, 28), steps=1)
+    by_hand = 28**2 * 9 * 32 + 14**2 * 9 * 32 * 64 + 7**2 * 9 * (64 * 128 + 128 * 128) + 1152 * 10
+    assert counter.get_total_flops() == 2 * by_hand
+    assert 14.6e6 < by_hand < 14.8e6

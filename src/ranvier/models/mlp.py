@@ -1,5 +1,6 @@
 """Multilayer perceptron."""
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -7,7 +8,7 @@ from torch import nn
 
 from ranvier.models.network import Network
 from ranvier.nn import LIF, Readout, TimeFolded
-from ranvier.nn.structure import Activation, Chain, NeuronFactory
+from ranvier.nn.structure import Activation, Chain, NeuronFactory, linear
 
 
 def mlp(sizes: Sequence[int], *, neuron: NeuronFactory = LIF) -> Network:
@@ -33,6 +34,6 @@ def mlp(sizes: Sequence[int], *, neuron: NeuronFactory = LIF) -> Network:
     widths = list(hidden)
     layers: list[nn.Module] = [Activation(neuron(widths[0]))]
     for narrow, wide in pairwise(widths):
-        layers += [TimeFolded(nn.Linear(narrow, wide)), Activation(neuron(wide))]
-    encoder = TimeFolded(nn.Flatten(1), nn.Linear(first, widths[0]))
+        layers += [TimeFolded(linear(narrow, wide)), Activation(neuron(wide))]
+    encoder = TimeFolded(nn.Flatten(1), linear(first, widths[0], scale=math.sqrt(2)))
     return Network(encoder, Chain(*layers), Readout(widths[-1], num_classes), frame_dims=(2, 4))

@@ -10,7 +10,7 @@ from ranvier.checks import check_positive
 from ranvier.models.network import Network
 from ranvier.nn import LIF, BatchNorm, Readout, TimeFolded
 from ranvier.nn.normalization import Statistics
-from ranvier.nn.structure import Activation, Chain, NeuronFactory, Residual, conv_norm
+from ranvier.nn.structure import Activation, Chain, NeuronFactory, Residual, conv_norm, linear
 
 
 class BlockShape(NamedTuple):
@@ -81,7 +81,7 @@ def resnet19(
             shortcut = Chain(BatchNorm(shape.out_channels, statistics=statistics, gain=summand))
         layers.append(_block(shape, shortcut, neuron, statistics, gain=v_threshold, summand_gain=summand))
     layers += [
-        TimeFolded(nn.AdaptiveAvgPool2d(1), nn.Flatten(1), nn.Linear(512, 256)),
+        TimeFolded(nn.AdaptiveAvgPool2d(1), nn.Flatten(1), linear(512, 256)),
         Activation(neuron(256)),
     ]
     encoder = conv_norm(in_channels, 128, statistics=statistics, gain=summand)

@@ -8,7 +8,7 @@ from torch import nn
 from ranvier.models.network import Network
 from ranvier.nn import LIF, Readout, TimeFolded
 from ranvier.nn.normalization import Statistics
-from ranvier.nn.structure import Activation, Chain, NeuronFactory, conv_norm
+from ranvier.nn.structure import Activation, Chain, NeuronFactory, conv_norm, linear
 
 Layout = Sequence[int | Literal["A"]]
 """Channels of a 3x3 convolution with normalisation and neuron, or `"A"` for 2x2 average pooling."""
@@ -78,7 +78,7 @@ def vgg(
     features = channels * side * side
     layers.append(TimeFolded(nn.Flatten(1)))
     for width in hidden:
-        layers += [TimeFolded(nn.Linear(features, width)), Activation(neuron(width))]
+        layers += [TimeFolded(linear(features, width)), Activation(neuron(width))]
         features = width
     return Network(encoder, Chain(*layers), Readout(features, num_classes), image_size=image_size)
 
