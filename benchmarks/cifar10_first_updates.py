@@ -23,9 +23,11 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--neuron", default="lif")
     parser.add_argument("--reference", action="store_true", help="do not compile")
+    parser.add_argument("--lr", type=float, default=6.25e-4)
+    parser.add_argument("--plain", action="store_true", help="no augmentation: fewer updates show whether it learns")
     arguments = parser.parse_args()
-    # A few updates want the peak learning rate at once, not the first instants of a warm-up of five epochs.
-    recipe = cifar10(data=arguments.data, neuron=arguments.neuron, batch_size=arguments.batch_size, warmup_epochs=0)
+    # The peak learning rate at once: fifty updates of a warm-up of five epochs would hardly move anything.
+    recipe = cifar10(data=arguments.data, neuron=arguments.neuron, batch_size=arguments.batch_size, lr=arguments.lr)
     data = load_data(recipe)
     form = InputFormat.of(data)
     torch.manual_seed(0)
@@ -35,7 +37,7 @@ def main() -> None:
     batches = Batches(
         data.train,
         recipe.batch_size,
-        augment=recipe.augmentation,
+        augment=None if arguments.plain else recipe.augmentation,
         normalization=form.normalization,
         shuffle=True,
         drop_last=True,
@@ -54,7 +56,8 @@ def main() -> None:
         if (update + 1) % max(arguments.updates // 10, 1) == 0:
             recent = losses[-max(arguments.updates // 10, 1) :]
             print(f"update {update + 1}: loss {statistics.mean(recent):.3f}", flush=True)
-    print(f"first update {seconds[0]:.1f} s (compilation), then {statistics.median(seconds[1:]):.2f} s each")
+    what = "first" if arguments.reference else "first, with compilation,"
+    print(f"{what} update {seconds[0]:.1f} s, then {statistics.median(seconds[1:]):.2f} s each")
     print(f"{provenance.device_name()}, torch {torch.__version__}, ranvier {provenance.commit()}")
 
 

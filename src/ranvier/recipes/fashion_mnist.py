@@ -13,7 +13,7 @@ def fashion_mnist(**overrides: Any) -> Recipe:
     return Recipe(
         name="fashion-mnist",
         data="zalando-datasets/fashion_mnist",
-        epochs=12,
+        epochs=18,
         batch_size=128,
         augmentation=Augmentation(crop_padding=1, flip=True),
         network=NetworkSettings(model="conv4", neuron="lifb"),
