@@ -57,6 +57,24 @@ def updates(recipe: Recipe, data: object) -> Callable[[int], float]:
     return run
 
 
+def batch_seconds(recipe: Recipe, data: object, count: int = 100) -> float:
+    """Median seconds to prepare one training batch."""
+    batches = Batches(
+        data.train,  # type: ignore[attr-defined]
+        recipe.batch_size,
+        augment=recipe.augmentation,
+        normalization=InputFormat.of(data).normalization,  # type: ignore[arg-type]
+        shuffle=True,
+    )
+    images_of = iter(batches.epoch(0))
+    seconds = []
+    for _ in range(count):
+        start = time.perf_counter()
+        next(images_of)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -69,7 +87,8 @@ def main() -> None:
         name: fashion_mnist(data=arguments.data, neuron=arguments.neuron, **settings)
         for name, settings in PATHS.items()
     }
-    data = load_data(next(iter(recipes.values())))
+    recipe = next(iter(recipes.values()))
+    data = load_data(recipe)
     paths = {name: updates(recipe, data) for name, recipe in recipes.items()}
     for run in paths.values():
         run(4)  # compile, warm up
@@ -83,6 +102,7 @@ def main() -> None:
     fast, plain = seconds.values()
     ratios = sorted(b / a for a, b in zip(fast, plain, strict=True))
     print(f"ratio: {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}), {arguments.rounds} rounds")
+    print(f"batches alone (gather, augment, normalise): {1e3 * batch_seconds(recipe, data):.2f} ms each")
     versions = provenance.versions()
     print(f"{provenance.device_name()}, torch {versions['torch']}, ranvier {versions['ranvier']} {provenance.commit()}")
 
