@@ -44,7 +44,11 @@ def test_no_sequence_raises(shape: tuple[int, ...], message: str) -> None:
 def test_logits_pass() -> None:
     checks.check_logits(torch.zeros(4, 3, 5))
     checks.check_logits(torch.zeros(4, 3, 5), torch.tensor([0, 4, 2]))
-    checks.check_logits(torch.zeros(4, 0, 5), torch.zeros(0, dtype=torch.int64))
+
+
+def test_an_empty_batch_has_no_loss() -> None:
+    with pytest.raises(ValueError, match="no samples"):
+        checks.check_logits(torch.zeros(4, 0, 5), torch.zeros(0, dtype=torch.int64))
 
 
 def test_labels_name_the_first_offender() -> None:

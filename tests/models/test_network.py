@@ -22,7 +22,7 @@ NETWORKS: dict[str, tuple[Builder, int]] = {
     "conv4": (partial(models.conv4, 10, 3, image_size=8), 8),
     "vggsnn": (partial(models.vggsnn, 10, 3, image_size=16), 16),
     "snn6": (partial(models.snn6, 10, 3, image_size=16), 16),
-    "vgg16": (partial(models.vgg16, image_size=32, hidden=(16, 16)), 32),
+    "vgg16": (partial(models.vgg16, image_size=32, hidden=(64, 64)), 32),
     # Gains for a threshold four times that of the neurons: at its own, a fresh ResNet-19 hardly fires.
     "resnet19": (partial(models.resnet19, v_threshold=2.0), 8),
     "resnet20": (models.resnet20, 8),
