@@ -91,7 +91,7 @@ def evaluate(
 def demo(*, out: Path = Path("runs/demo"), seed: int = 0) -> None:
     """Train LIF and burst neurons with and without temporal consistency on the bundled digits.
 
-    Takes about two minutes on two cores and downloads nothing. Prints one table, accuracy at T = 1 .. 4; leaves
+    Takes about half a minute on two cores and downloads nothing. Prints one table, accuracy at T = 1 .. 4; leaves
     results.json, accuracy.png, raster.png and report.html in the output folder.
 
     Args:
