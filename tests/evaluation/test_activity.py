@@ -201,7 +201,7 @@ def test_shown_and_saved(tmp_path: Path) -> None:
         "a: 0.2000 (0.1000 0.3000)\nb: 0.5000 (0.5000 0.5000)\nall: 0.2750 spikes per neuron and step (n = 8)"
     )
     columns = [list(column.cells) for column in ACTIVITY.__rich__().columns]
-    assert columns == [["a", "b"], ["30", "10"], ["0.1000", "0.5000"], ["0.3000", "0.5000"], ["0.0000", "0.1250"]]
+    assert columns == [["a", "b"], ["30", "10"], ["0.100", "0.500"], ["0.300", "0.500"], ["0.000", "0.125"]]
     ACTIVITY.save(tmp_path / "rates.json")
     saved = json.loads((tmp_path / "rates.json").read_text())
     assert saved["samples"] == 8

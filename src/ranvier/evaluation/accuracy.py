@@ -45,7 +45,7 @@ class AccuracyByStep:
 
     def __rich__(self) -> Table:
         """Table for the terminal."""
-        table = Table(title=f"Accuracy by time step (n = {self.total})")
+        table = Table(title=f"Accuracy by time step (n = {self.total})", min_width=40)
         table.add_column("T", justify="right")
         table.add_column("accuracy %", justify="right")
         table.add_column("ties %", justify="right")

@@ -55,7 +55,7 @@ class Activity:
     def __rich__(self) -> Table:
         """Table for the terminal."""
         table = Table(title=f"Spikes per neuron and step (n = {self.samples})")
-        table.add_column("layer")
+        table.add_column("layer", overflow="fold")
         table.add_column("neurons", justify="right")
         steps = len(self.layers[0].firing_rate)
         for t in range(1, steps + 1):
@@ -63,8 +63,8 @@ class Activity:
         table.add_column("bursts", justify="right")
         for layer in self.layers:
             bursts = sum(layer.burst_rate) / steps
-            rates = [f"{rate:.4f}" for rate in layer.firing_rate]
-            table.add_row(layer.name, str(layer.neurons), *rates, f"{bursts:.4f}")
+            rates = [f"{rate:.3f}" for rate in layer.firing_rate]
+            table.add_row(layer.name, str(layer.neurons), *rates, f"{bursts:.3f}")
         return table
 
     def save(self, path: str | Path) -> None:

@@ -14,9 +14,10 @@ from ranvier import data, provenance
 from ranvier.atomic import write_json
 from ranvier.data import Augmentation, Batches, ImageSet, ImageSplits, Normalization, StreamedImages
 from ranvier.evaluation import AccuracyByStep, Activity, accuracy_by_step, firing_rates
+from ranvier.kernels import compile_whole
 from ranvier.models import Network
 from ranvier.recipes.recipe import Recipe, tuples
-from ranvier.training import CHECKPOINT, Precision, Progress, autocast, fit, start_processes
+from ranvier.training import CHECKPOINT, Precision, Progress, autocast, channels_last, fit, lay_out, start_processes
 from ranvier.weights import load_parameters, load_tensors, save
 
 MODEL = "model.safetensors"
@@ -317,11 +318,14 @@ def evaluate(
     """
     provenance.check_device(device)
     trained = load_trained(path)
-    model = trained.model.to(device)
+    execution = trained.recipe.execution
+    model = lay_out(trained.model.to(device))
+    # As in training: at bfloat16 a compiled network rounds less often than an eager one, and scores differently.
+    network = compile_whole(model) if execution.compiles(torch.device(device)) else model
     batches = trained.batches(source, device)
     steps = trained.recipe.steps if steps is None else steps
-    with autocast(torch.device(device), precision or trained.recipe.execution.precision):
-        accuracy = accuracy_by_step(model, batches, steps)
+    with autocast(torch.device(device), precision or execution.precision):
+        accuracy = accuracy_by_step(network, ((channels_last(images), labels) for images, labels in batches), steps)
         activity = firing_rates(model, _sample(batches.images, trained.form, device), steps)
     return Evaluation(accuracy, activity)
 

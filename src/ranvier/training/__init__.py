@@ -2,7 +2,16 @@
 
 from ranvier.training.checkpoints import Progress, load_checkpoint, read_progress, save_checkpoint
 from ranvier.training.direct import DirectLoss
-from ranvier.training.loop import CHECKPOINT, Execution, Precision, autocast, fit, start_processes
+from ranvier.training.loop import (
+    CHECKPOINT,
+    Execution,
+    Precision,
+    autocast,
+    channels_last,
+    fit,
+    lay_out,
+    start_processes,
+)
 from ranvier.training.optimization import Optimization
 
 __all__ = [
@@ -13,7 +22,9 @@ __all__ = [
     "Precision",
     "Progress",
     "autocast",
+    "channels_last",
     "fit",
+    "lay_out",
     "load_checkpoint",
     "read_progress",
     "save_checkpoint",
