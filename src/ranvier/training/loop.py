@@ -82,7 +82,7 @@ def start_processes(execution: Execution) -> "Accelerator":
     from accelerate import Accelerator
 
     provenance.check_device(execution.device)
-    # Precision is set below by autocast around the model: accelerate's own wrapper of forward would break the graph.
+    # Precision is set by autocast around the model, so that accelerate does not wrap the forward that is compiled.
     return Accelerator(cpu=execution.device == "cpu", mixed_precision="no")
 
 
