@@ -167,3 +167,8 @@ def test_shown_and_saved(tmp_path: Path) -> None:
     assert saved == {"hits": [1, 1, 2], "ties": [1, 1, 0], "total": 3, "accuracy": [1 / 3, 1 / 3, 2 / 3]}
     columns = [list(column.cells) for column in curve.__rich__().columns]
     assert columns == [["1", "2", "3"], ["33.33", "33.33", "66.67"], ["33.33", "33.33", "0.00"]]
+
+
+def test_curve_reads_as_a_sequence() -> None:
+    curve = AccuracyByStep(hits=(5, 8), ties=(0, 0), total=10)
+    assert (len(curve), curve[0], curve[-1], list(curve)) == (2, 0.5, 0.8, [0.5, 0.8])

@@ -1,6 +1,6 @@
 """Accuracy at every time step, from one run."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,6 +17,8 @@ from ranvier.evaluation.mode import evaluating
 class AccuracyByStep:
     """Correct predictions after 1 .. T steps, among `total` samples.
 
+    It reads as the sequence of its accuracies: `curve[0]` is that of the first step, `list(curve)` all of them.
+
     >>> curve = AccuracyByStep(hits=(6, 9), ties=(2, 0), total=10)
     >>> curve.accuracy
     (0.6, 0.9)
@@ -32,6 +34,15 @@ class AccuracyByStep:
     def accuracy(self) -> tuple[float, ...]:
         """Share of hits after t steps, in [0, 1]."""
         return tuple(hits / self.total for hits in self.hits)
+
+    def __len__(self) -> int:
+        return len(self.hits)
+
+    def __getitem__(self, step: int) -> float:
+        return self.accuracy[step]
+
+    def __iter__(self) -> Iterator[float]:
+        return iter(self.accuracy)
 
     @property
     def final(self) -> float:
