@@ -1,5 +1,6 @@
 from itertools import islice
 
+import datasets
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +10,6 @@ from PIL import Image
 from ranvier.data import Augmentation, Batches, ImageSet, Normalization, StreamedImages
 from ranvier.data.batches import _generator
 
-datasets = pytest.importorskip("datasets")
 AUGMENT = Augmentation(crop_padding=2, flip=True, auto_augment=True, cutout=3)
 NORMALIZATION = Normalization((0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
 

@@ -1,3 +1,4 @@
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -7,7 +8,6 @@ from PIL import Image
 
 from ranvier.data import ImageSet, StreamedImages
 
-datasets = pytest.importorskip("datasets")
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 

@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -11,7 +12,6 @@ from PIL import Image
 
 from ranvier.data import ImageSet, ImageSplits, StreamedImages, image_cache, load_images, loading
 
-datasets = pytest.importorskip("datasets")
 REAL_DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 CLASSES = ("ant", "bee", "cow")
 
