@@ -8,7 +8,7 @@ import tyro
 from rich.console import Console
 
 from ranvier import kernels, provenance, recipes
-from ranvier.recipes import Recipe
+from ranvier.recipes import AnnRecipe, Recipe
 from ranvier.training import Precision
 
 RECIPES = {
@@ -17,11 +17,22 @@ RECIPES = {
     "fashion-mnist-full": recipes.fashion_mnist_full,
     "cifar10": recipes.cifar10,
 }
+ANN_RECIPES = {
+    "digits": recipes.digits_ann,
+    "fashion-mnist": recipes.fashion_mnist_ann,
+    "cifar10": recipes.cifar10_ann,
+    "cifar10-full": recipes.cifar10_ann_full,
+}
 
 # A recipe is a subcommand whose flags are the fields of the recipe, with its values as defaults.
 AnyRecipe = tyro.extras.subcommand_type_from_defaults(
     {name: recipe() for name, recipe in RECIPES.items()},
     {name: (recipe.__doc__ or "").splitlines()[0] for name, recipe in RECIPES.items()},
+    prefix_names=False,
+)
+AnyAnnRecipe = tyro.extras.subcommand_type_from_defaults(
+    {name: recipe() for name, recipe in ANN_RECIPES.items()},
+    {name: (recipe.__doc__ or "").splitlines()[0] for name, recipe in ANN_RECIPES.items()},
     prefix_names=False,
 )
 
@@ -53,10 +64,32 @@ def train(
         Console().print(result)
 
 
-def default_folder(recipe: Recipe) -> Path:
+def default_folder(recipe: Recipe | AnnRecipe) -> Path:
     """Where a run goes if the user does not say."""
-    parts = (recipe.name, recipe.network.model, recipe.loss.method, recipe.network.neuron, f"T{recipe.steps}")
-    return Path("runs", "-".join((*parts, f"seed{recipe.seed}")))
+    return Path("runs", f"{recipe.name}-{recipe.label}-seed{recipe.seed}")
+
+
+def train_ann(
+    recipe: Annotated[AnyAnnRecipe, tyro.conf.arg(name="")],  # type: ignore[valid-type]
+    *,
+    out: Path | None = None,
+    resume: bool = False,
+) -> None:
+    """Train an ANN that `ranvier convert` can turn into a spiking network.
+
+    Leaves results.json, model.safetensors, metrics.jsonl and the checkpoint in the output folder.
+
+    Examples:
+      ranvier train-ann digits
+      ranvier train-ann cifar10 --data PATH_OR_HUB_ID --activation qcfs --levels 8
+      ranvier train-ann fashion-mnist --data PATH --model resnet20 --activation relu --out runs/ann
+
+    Args:
+        recipe: What to train; `ranvier train-ann RECIPE --help` lists its settings.
+        out: Output folder; by default runs/NAME-MODEL-ACTIVATION-seed.
+        resume: Go on where the run in the output folder stopped; starts it if there is none.
+    """
+    train(recipe, out=out, resume=resume)
 
 
 def evaluate(
@@ -119,7 +152,7 @@ def info() -> None:
         console.print(f"  small inputs: {kernels.explain(device, 2**10)}")
 
 
-COMMANDS: dict[str, Any] = {"demo": demo, "train": train, "evaluate": evaluate, "info": info}
+COMMANDS: dict[str, Any] = {"demo": demo, "train": train, "train-ann": train_ann, "evaluate": evaluate, "info": info}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -12,6 +12,7 @@ from ranvier.dynamics.integrate_and_fire import (
     plif_scan,
     plif_step,
 )
+from ranvier.dynamics.quantized import qcfs
 from ranvier.dynamics.reset import Reset, reset
 from ranvier.dynamics.scan import NeuronState, scan
 from ranvier.dynamics.surrogate import ATan, Rectangle, Sigmoid, Surrogate, Triangle, spike
@@ -36,6 +37,7 @@ __all__ = [
     "lifb_step",
     "plif_scan",
     "plif_step",
+    "qcfs",
     "reset",
     "scan",
     "spike",

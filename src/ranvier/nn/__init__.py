@@ -2,6 +2,7 @@
 
 from ranvier.nn.neurons import IF, LIF, LIFB, PLIF, Neuron
 from ranvier.nn.normalization import BatchNorm
+from ranvier.nn.quantized import QCFS
 from ranvier.nn.readout import Readout
 from ranvier.nn.time import Carry, TimeFolded, fire, fold_time, repeat, unfold_time
 
@@ -10,6 +11,7 @@ __all__ = [
     "LIF",
     "LIFB",
     "PLIF",
+    "QCFS",
     "BatchNorm",
     "Carry",
     "Neuron",

@@ -1,14 +1,16 @@
 """Recipes: typed functions that return every setting of one training, and the run that carries it out."""
 
-from ranvier.recipes.cifar10 import cifar10
+from ranvier.recipes.cifar10 import cifar10, cifar10_ann, cifar10_ann_full
 from ranvier.recipes.demo import Demo, demo
-from ranvier.recipes.digits import digits
-from ranvier.recipes.fashion_mnist import fashion_mnist, fashion_mnist_full
-from ranvier.recipes.network import NetworkSettings
-from ranvier.recipes.recipe import Recipe
+from ranvier.recipes.digits import digits, digits_ann
+from ranvier.recipes.fashion_mnist import fashion_mnist, fashion_mnist_ann, fashion_mnist_full
+from ranvier.recipes.network import AnnSettings, NetworkSettings
+from ranvier.recipes.recipe import AnnRecipe, Recipe, TrainingRecipe
 from ranvier.recipes.run import Evaluation, InputFormat, Result, Trained, evaluate, load_data, load_trained, run
 
 __all__ = [
+    "AnnRecipe",
+    "AnnSettings",
     "Demo",
     "Evaluation",
     "InputFormat",
@@ -16,11 +18,16 @@ __all__ = [
     "Recipe",
     "Result",
     "Trained",
+    "TrainingRecipe",
     "cifar10",
+    "cifar10_ann",
+    "cifar10_ann_full",
     "demo",
     "digits",
+    "digits_ann",
     "evaluate",
     "fashion_mnist",
+    "fashion_mnist_ann",
     "fashion_mnist_full",
     "load_data",
     "load_trained",

@@ -3,8 +3,8 @@
 from typing import Any
 
 from ranvier.data import Augmentation
-from ranvier.recipes.network import NetworkSettings
-from ranvier.recipes.recipe import Recipe
+from ranvier.recipes.network import AnnSettings, NetworkSettings
+from ranvier.recipes.recipe import AnnRecipe, Recipe
 from ranvier.training import Execution, Optimization
 
 
@@ -17,6 +17,21 @@ def digits(**overrides: Any) -> Recipe:
         batch_size=64,
         augmentation=Augmentation(crop_padding=1),
         network=NetworkSettings(model="conv4"),
+        optimization=Optimization(lr=2e-3),
+        # Compiling takes longer than the whole training.
+        execution=Execution(precision="float32", implementation="reference"),
+    ).override(**overrides)
+
+
+def digits_ann(**overrides: Any) -> AnnRecipe:
+    """An ANN to convert on the bundled digits: four convolutions, QCFS with 8 levels, seconds to train."""
+    return AnnRecipe(
+        name="digits",
+        data="digits",
+        epochs=15,
+        batch_size=64,
+        augmentation=Augmentation(crop_padding=1),
+        network=AnnSettings(model="conv4"),
         optimization=Optimization(lr=2e-3),
         # Compiling takes longer than the whole training.
         execution=Execution(precision="float32", implementation="reference"),

@@ -1,10 +1,10 @@
-"""Fashion-MNIST: a network for two CPU cores, and a full-size one."""
+"""Fashion-MNIST: a network for two CPU cores, a full-size one, and an ANN to convert."""
 
 from typing import Any
 
 from ranvier.data import Augmentation
-from ranvier.recipes.network import NetworkSettings
-from ranvier.recipes.recipe import Recipe
+from ranvier.recipes.network import AnnSettings, NetworkSettings
+from ranvier.recipes.recipe import AnnRecipe, Recipe
 from ranvier.training import DirectLoss, Optimization
 
 
@@ -33,4 +33,17 @@ def fashion_mnist_full(**overrides: Any) -> Recipe:
         network=NetworkSettings(model="snn6"),
         loss=DirectLoss("etc"),
         optimization=Optimization(lr=1e-3, warmup_epochs=5, min_lr=1e-5),
+    ).override(**overrides)
+
+
+def fashion_mnist_ann(**overrides: Any) -> AnnRecipe:
+    """An ANN to convert, for minutes on two cores: four convolutions, QCFS with 8 levels."""
+    return AnnRecipe(
+        name="fashion-mnist",
+        data="zalando-datasets/fashion_mnist",
+        epochs=10,
+        batch_size=125,
+        augmentation=Augmentation(crop_padding=1, flip=True),
+        network=AnnSettings(model="conv4"),
+        optimization=Optimization("sgd", lr=0.1, warmup_epochs=2, weight_decay=5e-4),
     ).override(**overrides)

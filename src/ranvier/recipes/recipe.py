@@ -3,17 +3,17 @@
 import difflib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
-from typing import Any, Self
+from typing import Any, Self, get_type_hints
 
 from ranvier.checks import check_positive
 from ranvier.data import Augmentation
-from ranvier.recipes.network import NetworkSettings
+from ranvier.recipes.network import AnnSettings, NetworkSettings
 from ranvier.training import DirectLoss, Execution, Optimization
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """Every setting of one training.
+class TrainingRecipe:
+    """Every setting of one training but what is trained: see `Recipe` and `AnnRecipe`.
 
     The parts are values of the layers that use them. `override` changes fields by name wherever they live, as the flags
     of the command line do: `fashion_mnist().override(method="direct", neuron="lifb", epochs=3)`.
@@ -23,8 +23,6 @@ class Recipe:
     """Name of the data set in results."""
     data: str
     """Folder of parquet files or class folders, Hugging Face hub id, or `digits` (bundled)."""
-    steps: int = 4
-    """Time steps T."""
     epochs: int = 10
     """Times the training set is gone through."""
     batch_size: int = 128
@@ -36,15 +34,12 @@ class Recipe:
     image_size: int | None = None
     """Resize images to this height and width; None keeps them."""
     augmentation: Augmentation = field(default_factory=Augmentation)
-    network: NetworkSettings = field(default_factory=NetworkSettings)
-    loss: DirectLoss = field(default_factory=DirectLoss)
     optimization: Optimization = field(default_factory=Optimization)
     execution: Execution = field(default_factory=Execution)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "epochs", "batch_size"):
+        for name in ("epochs", "batch_size"):
             check_positive(name, getattr(self, name))
-        self.loss.check_steps(self.steps)
 
     def override(self, **settings: Any) -> Self:
         """A copy with other values for the named fields, wherever in the recipe they live.
@@ -94,23 +89,72 @@ class Recipe:
         Raises:
             ValueError: A field is unknown: the file is from another version.
         """
-        parts = {
-            "augmentation": Augmentation,
-            "network": NetworkSettings,
-            "loss": DirectLoss,
-            "optimization": Optimization,
-            "execution": Execution,
-        }
         values = {"data": "", **content}
         try:
-            for name, kind in parts.items():
-                values[name] = kind(**tuples(values[name]))
+            for name, kind in get_type_hints(cls).items():
+                if is_dataclass(kind):
+                    values[name] = kind(**tuples(values[name]))
             return cls(**values)
         except (KeyError, TypeError) as error:
             raise ValueError(
                 f"the recipe on this card does not fit this version of ranvier ({error}). "
                 "Read it with the version that wrote it; the card names it."
             ) from error
+
+
+@dataclass(frozen=True)
+class Recipe(TrainingRecipe):
+    """Every setting of the direct training of a spiking network."""
+
+    steps: int = 4
+    """Time steps T."""
+    network: NetworkSettings = field(default_factory=NetworkSettings)
+    loss: DirectLoss = field(default_factory=DirectLoss)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive("steps", self.steps)
+        self.loss.check_steps(self.steps)
+
+    @property
+    def label(self) -> str:
+        """What is trained and how, in few words."""
+        return f"{self.network.model}-{self.loss.method}-{self.network.neuron}-T{self.steps}"
+
+
+@dataclass(frozen=True)
+class AnnRecipe(TrainingRecipe):
+    """Every setting of the training of an ANN that is to be converted."""
+
+    network: AnnSettings = field(default_factory=AnnSettings)
+    label_smoothing: float = 0.0
+    """Share of the target that is spread over all classes."""
+
+    @property
+    def steps(self) -> int:
+        """An ANN answers once."""
+        return 1
+
+    @property
+    def loss(self) -> DirectLoss:
+        """Cross-entropy."""
+        return DirectLoss("direct", label_smoothing=self.label_smoothing)
+
+    @property
+    def label(self) -> str:
+        """What is trained, in few words."""
+        levels = self.network.levels if self.network.activation == "qcfs" else ""
+        return f"{self.network.model}-{self.network.activation}{levels}"
+
+
+def read_recipe(content: Mapping[str, Any]) -> Recipe | AnnRecipe:
+    """The recipe on a card, whichever kind it is.
+
+    Raises:
+        ValueError: A field is unknown: the file is from another version.
+    """
+    is_ann = "activation" in content.get("network", {})
+    return AnnRecipe.from_json(content) if is_ann else Recipe.from_json(content)
 
 
 def tuples(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from ranvier.data import Augmentation, Batches, ImageSet, ImageSplits, Normaliza
 from ranvier.evaluation import AccuracyByStep, Activity, accuracy_by_step, firing_rates
 from ranvier.kernels import compile_whole
 from ranvier.models import Network
-from ranvier.recipes.recipe import Recipe, tuples
+from ranvier.recipes.recipe import AnnRecipe, Recipe, TrainingRecipe, read_recipe, tuples
 from ranvier.training import CHECKPOINT, Precision, Progress, autocast, channels_last, fit, lay_out, start_processes
 from ranvier.weights import load_parameters, load_tensors, save
 
@@ -58,7 +58,7 @@ class InputFormat:
                 f"the input format on this card does not fit this version of ranvier ({error})."
             ) from error
 
-    def build(self, recipe: Recipe) -> Network:
+    def build(self, recipe: Recipe | AnnRecipe) -> Network:
         """The recipe's network for this input."""
         return recipe.network.build(len(self.classes), self.channels, self.image_size, recipe.execution.implementation)
 
@@ -81,7 +81,7 @@ class Result:
     epochs: int
     seconds: float
     images_per_second: float
-    firing_rate: float
+    firing_rate: float | None
     firing_rate_by_layer: dict[str, float]
     firing_rate_samples: int
     seed: int
@@ -92,8 +92,7 @@ class Result:
 
     def __rich__(self) -> Table:
         """Table for the terminal."""
-        network, loss = self.recipe["network"], self.recipe["loss"]
-        title = f"{self.recipe['name']}, {network['model']}, {network['neuron']}, {loss['method']}, seed {self.seed}"
+        title = f"{self.recipe['name']}, {read_recipe(self.recipe).label.replace('-', ', ')}, seed {self.seed}"
         table = Table(title=title, caption=self._caption(), min_width=72)
         table.add_column("T", justify="right")
         table.add_column("accuracy %", justify="right")
@@ -120,7 +119,7 @@ class Result:
         return cls(**tuples(content))
 
 
-def load_data(recipe: Recipe, source: str | None = None) -> ImageSplits:
+def load_data(recipe: TrainingRecipe, source: str | None = None) -> ImageSplits:
     """The images of a recipe; with `hold_out`, part of the training images stand in for the test set."""
     source = source or recipe.data
     if not source:
@@ -132,7 +131,7 @@ def load_data(recipe: Recipe, source: str | None = None) -> ImageSplits:
     return splits
 
 
-def run(recipe: Recipe, out: str | Path, *, resume: bool = False, quiet: bool = False) -> Result:
+def run(recipe: Recipe | AnnRecipe, out: str | Path, *, resume: bool = False, quiet: bool = False) -> Result:
     """Train as the recipe says.
 
     Leaves in `out`: `results.json`, `model.safetensors` (weights and card), `metrics.jsonl` (a record per epoch) and
@@ -193,8 +192,10 @@ def run(recipe: Recipe, out: str | Path, *, resume: bool = False, quiet: bool = 
     )
     if finished:
         return Result.load(out / RESULTS)
-    with autocast(accelerator.device, recipe.execution.precision):
-        activity = firing_rates(model, _sample(splits.test, form, accelerator.device), recipe.steps)
+    activity = None
+    if isinstance(recipe, Recipe):
+        with autocast(accelerator.device, recipe.execution.precision):
+            activity = firing_rates(model, _sample(splits.test, form, accelerator.device), recipe.steps)
     result = _result(recipe, progress, activity, len(train) * recipe.batch_size, accelerator)
     if accelerator.is_main_process:
         card = {"recipe": recipe.to_json(), "input": asdict(form), "result": asdict(result)}
@@ -204,7 +205,9 @@ def run(recipe: Recipe, out: str | Path, *, resume: bool = False, quiet: bool = 
     return result
 
 
-def _result(recipe: Recipe, progress: Progress, activity: Activity, images: int, accelerator: Any) -> Result:
+def _result(
+    recipe: Recipe | AnnRecipe, progress: Progress, activity: Activity | None, images: int, accelerator: Any
+) -> Result:
     last = progress.history[-1]
     # The first epoch compiles; the rate is that of the others where there are others.
     timed = [record["train_seconds"] for record in progress.history[1:] or progress.history]
@@ -218,9 +221,9 @@ def _result(recipe: Recipe, progress: Progress, activity: Activity, images: int,
         epochs=progress.epoch,
         seconds=progress.seconds,
         images_per_second=images / sorted(timed)[len(timed) // 2],
-        firing_rate=activity.mean_firing_rate,
-        firing_rate_by_layer={layer.name: layer.mean_firing_rate for layer in activity.layers},
-        firing_rate_samples=activity.samples,
+        firing_rate=activity.mean_firing_rate if activity else None,
+        firing_rate_by_layer={layer.name: layer.mean_firing_rate for layer in activity.layers} if activity else {},
+        firing_rate_samples=activity.samples if activity else 0,
         seed=recipe.seed,
         device=provenance.device_name(accelerator.device),
         processes=accelerator.num_processes,
@@ -234,7 +237,7 @@ class Trained:
     """A network read from disk, with the recipe it was trained by and the input it expects."""
 
     model: Network
-    recipe: Recipe
+    recipe: Recipe | AnnRecipe
     form: InputFormat
 
     def batches(self, source: str | None = None, device: torch.device | str = "cpu") -> Batches:
@@ -274,7 +277,7 @@ def load_trained(path: str | Path) -> Trained:
             f"{path} has no recipe on its card, so the network cannot be built from it. "
             "Build the network yourself and use ranvier.weights.load(model, path)."
         )
-    recipe = Recipe.from_json(card["recipe"])
+    recipe = read_recipe(card["recipe"])
     form = InputFormat.from_json(card["input"])
     model = form.build(recipe)
     load_parameters(model, tensors, str(path))
