@@ -1,6 +1,7 @@
 """What a neuron computes: pure functions, the reference that everything faster is tested against."""
 
 from ranvier.dynamics.burst import LIFBParams, lifb_scan, lifb_step
+from ranvier.dynamics.converted import ConvertedState, converted_scan, converted_step
 from ranvier.dynamics.integrate_and_fire import (
     IFParams,
     LIFParams,
@@ -19,6 +20,7 @@ from ranvier.dynamics.surrogate import ATan, Rectangle, Sigmoid, Surrogate, Tria
 
 __all__ = [
     "ATan",
+    "ConvertedState",
     "IFParams",
     "LIFBParams",
     "LIFParams",
@@ -29,6 +31,8 @@ __all__ = [
     "Sigmoid",
     "Surrogate",
     "Triangle",
+    "converted_scan",
+    "converted_step",
     "if_scan",
     "if_step",
     "lif_scan",

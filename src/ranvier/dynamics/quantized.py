@@ -34,7 +34,7 @@ def qcfs(x: Tensor, ceiling: Tensor, levels: int) -> Tensor:
     [0.0, 0.0, 0.5, 1.0, 1.0]
     """
     if ceiling.ndim:
-        ceiling = per_channel(ceiling, x.unsqueeze(0))
+        ceiling = per_channel(ceiling, x)
     scaled = x.to(torch.promote_types(x.dtype, torch.float32)) * (levels / ceiling) + 0.5
     rounded = scaled + (scaled.floor() - scaled).detach()
     return (rounded.clamp(0, levels) * (ceiling / levels)).to(x.dtype)

@@ -1,5 +1,6 @@
 """How neurons run fast: the scans of `ranvier.dynamics` with an `implementation=` argument."""
 
+from ranvier.kernels.converted import converted_scan
 from ranvier.kernels.dispatch import Choice, Implementation, choose, compile_whole, explain
 from ranvier.kernels.scan import if_scan, lif_scan, lifb_scan, plif_scan, scan
 
@@ -8,6 +9,7 @@ __all__ = [
     "Implementation",
     "choose",
     "compile_whole",
+    "converted_scan",
     "explain",
     "if_scan",
     "lif_scan",

@@ -1,5 +1,6 @@
 """Modules: neurons as drop-in activations, time folding, normalisation, readout."""
 
+from ranvier.nn.converted import ConvertedIF
 from ranvier.nn.neurons import IF, LIF, LIFB, PLIF, Neuron
 from ranvier.nn.normalization import BatchNorm
 from ranvier.nn.quantized import QCFS
@@ -14,6 +15,7 @@ __all__ = [
     "QCFS",
     "BatchNorm",
     "Carry",
+    "ConvertedIF",
     "Neuron",
     "Readout",
     "TimeFolded",

@@ -1,11 +1,11 @@
 """Time: stateless layers run on it folded into the batch, neurons run over it, and state crosses from call to call."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from torch import Tensor, nn
 
 from ranvier.checks import check_sequence
-from ranvier.dynamics import NeuronState
 from ranvier.nn.neurons import Neuron
 
 
@@ -46,12 +46,12 @@ class Carry:
     nothing is kept.
 
     Args:
-        before: States that an earlier call returned, or None to start from rest.
+        before: States that an earlier call returned, whatever their kind, or None to start from rest.
     """
 
-    def __init__(self, before: Iterable[NeuronState] | None = None) -> None:
+    def __init__(self, before: Iterable[Any] | None = None) -> None:
         self.before = None if before is None else list(before)
-        self.after: list[NeuronState] = []
+        self.after: list[Any] = []
 
     def run(self, neuron: Neuron, current: Tensor) -> Tensor:
         """Run `neuron` on `[T, B, ...]` from its carried state, and carry its new one."""
@@ -67,7 +67,7 @@ class Carry:
         self.after.append(state)
         return spikes
 
-    def finish(self) -> tuple[NeuronState, ...]:
+    def finish(self) -> tuple[Any, ...]:
         """All new states, once every neuron has run."""
         if self.before is not None and len(self.before) != len(self.after):
             raise ValueError(

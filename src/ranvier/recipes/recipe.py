@@ -92,7 +92,7 @@ class TrainingRecipe:
         values = {"data": "", **content}
         try:
             for name, kind in get_type_hints(cls).items():
-                if is_dataclass(kind):
+                if isinstance(kind, type) and is_dataclass(kind):
                     values[name] = kind(**tuples(values[name]))
             return cls(**values)
         except (KeyError, TypeError) as error:

@@ -1,4 +1,4 @@
-"""Figures: accuracy by time step, spike rasters."""
+"""Figures: accuracy by time step, spike rasters, errors of a conversion."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -93,6 +93,46 @@ def spike_raster(
     grid[0].set_ylabel(f"up to {neurons} neurons of each layer")
     legend = "blue: spike" + ("   red: burst" if has_bursts else "")
     figure.suptitle(f"{title}   {legend}".strip(), fontsize=9, color=INK, x=0.01, ha="left")
+    return _finish(figure, path)
+
+
+def conversion_errors(
+    names: Sequence[str],
+    before: Sequence[Sequence[float]],
+    after: Sequence[Sequence[float]],
+    *,
+    title: str = "",
+    path: str | Path | None = None,
+) -> "Figure":
+    """Relative mean error of every layer at every time step, before and after a correction, side by side.
+
+    Args:
+        names: Layers, in the order in which they run.
+        before: For each layer, the error at steps 1 .. T.
+        after: The same after correction.
+        title: Above the figure.
+        path: Where to write a PNG; None writes nothing.
+
+    Raises:
+        ValueError: There are no layers.
+    """
+    if not names:
+        raise ValueError("there are no layers to draw. Pass the layers of an account.")
+    figure, grid = _figure(7.2, 1.6 + 0.22 * len(names), columns=2)
+    largest = max(max(map(max, before)), max(map(max, after)), 1e-9)
+    steps = len(before[0])
+    for axes, errors, what in zip(grid, (before, after), ("before correction", "after correction"), strict=True):
+        picture = axes.imshow(
+            errors, aspect="auto", cmap="magma_r", vmin=0, vmax=largest, extent=(0.5, steps + 0.5, len(names), 0)
+        )
+        mean = sum(map(sum, errors)) / (len(names) * steps)
+        axes.set_title(f"{what}, mean {mean:.2f}", fontsize=9, color=INK)
+        axes.set_xticks([t for t in (1, 2, 4, 8, 16, 32, 64) if t <= steps])
+        axes.set_xlabel("time step")
+        axes.set_yticks([])
+    grid[0].set_yticks([index + 0.5 for index in range(len(names))], names, fontsize=7)
+    figure.colorbar(picture, ax=list(grid), shrink=0.8, label="relative mean error")
+    figure.suptitle(title, fontsize=9, color=INK, x=0.01, ha="left")
     return _finish(figure, path)
 
 

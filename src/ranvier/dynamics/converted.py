@@ -1,0 +1,118 @@
+"""The neuron of converted networks: integrate-and-fire that transmits its threshold, with calibrated corrections."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ranvier.dynamics.scan import check_scan, per_channel
+
+
+class ConvertedState(NamedTuple):
+    """What a converted neuron remembers between calls."""
+
+    v: Tensor
+    """Potential `[B, C, ...]`."""
+    emitted: Tensor
+    """Spikes minus negative spikes so far, `[B, C, ...]`; only signed neurons look at it. Others keep an empty one."""
+    step: int
+    """Steps so far: which row of the bias comes next."""
+
+
+def converted_step(
+    x: Tensor, v: Tensor, emitted: Tensor, threshold: Tensor, bias: Tensor, signed: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One step of `converted_scan`: charge, compare, subtract what is sent."""
+    h = v + (x - bias)
+    s = (h >= threshold).to(h.dtype)
+    if signed:
+        s = s - ((h < 0) & (emitted > 0)).to(h.dtype)
+        emitted = emitted + s
+    y = threshold * s
+    return y, h - y, emitted
+
+
+def converted_scan(
+    current: Tensor,
+    state: ConvertedState | None,
+    threshold: Tensor,
+    bias: Tensor,
+    v_init: Tensor,
+    signed: bool = False,
+) -> tuple[Tensor, ConvertedState]:
+    """Integrate-and-fire neurons of a converted network over all time steps.
+
+        h[t] = v[t-1] + current[t] - bias[t]                  charge
+        s[t] = 1 if h[t] >= threshold else 0                  fire
+               -1 if h[t] < 0 and sum(s[:t]) > 0              take a spike back (signed neurons only)
+        y[t] = threshold s[t]                                 what is transmitted
+        v[t] = h[t] - y[t],    v[-1] = v_init                 soft reset
+
+    Nothing is lost at a reset, so that the sum of all y is the sum of the input up to what is left in the potential:
+
+        sum y = sum (current - bias) + v_init - v[T].
+
+    A spike carries the threshold, in the unit of the activation that it stands for; weights of an ANN are used as they
+    are. (Multiplying the next weights by the threshold instead gives the same network with binary spikes.)
+
+    Args:
+        current: Input, `[T, B, C, ...]`.
+        state: Carried from an earlier call, or None to start from `v_init`. Not modified.
+        threshold: Greater than 0, `[C]` or `[1]`.
+        bias: Subtracted from the current, `[T', C]` with a row for each step, or `[1, C]` or `[1, 1]`, the same at all.
+        v_init: Initial potential, `[C]`, `[1]` or for each neuron `[C, ...]`.
+        signed: Whether a neuron that has fired too often may take a spike back.
+
+    Returns:
+        Transmitted values `[T, B, C, ...]`; the state after step T.
+
+    Raises:
+        ValueError: `current` has no steps, more than `bias` has rows for, or does not fit `state`.
+
+    Source: Wu et al. 2024 (forward temporal bias correction), section 3, the sign of the bias as in its code; signed
+    spikes: Wang et al. 2022, "Signed Neuron with Memory". No gradient passes through a spike.
+
+    >>> x = torch.full((4, 1, 1), 0.6)
+    >>> converted_scan(x, None, torch.ones(1), torch.zeros(1, 1), torch.full((1,), 0.5))[0].flatten().tolist()
+    [1.0, 0.0, 1.0, 1.0]
+    """
+    v, emitted, rows, state = begin(current, state, bias, v_init, signed)
+    threshold = per_channel(threshold, current[0])
+    sent = []
+    for x, b in zip(current.unbind(0), rows, strict=True):
+        y, v, emitted = converted_step(x.to(v.dtype), v, emitted, threshold, b, signed)
+        sent.append(y.to(current.dtype))
+    return torch.stack(sent), ConvertedState(v, emitted, state.step + len(current))
+
+
+def begin(
+    current: Tensor, state: ConvertedState | None, bias: Tensor, v_init: Tensor, signed: bool
+) -> tuple[Tensor, Tensor, list[Tensor], ConvertedState]:
+    """Check a call, and give the potential, the counts, one row of bias per step, and the state it starts from."""
+    check_scan(current, None)
+    dtype = torch.promote_types(current.dtype, torch.float32)
+    first = current[0]
+    if state is None:
+        like = v_init if v_init.ndim == first.ndim - 1 else v_init.view(-1, *[1] * (first.ndim - 2))
+        if like.shape[1:] != first.shape[2:] and like.numel() != like.shape[0]:
+            raise ValueError(
+                f"current has shape {list(current.shape)}, but the initial potentials were calibrated for each neuron "
+                f"of {list(like.shape)}. Use images of the size that calibration used, or another bias than potential."
+            )
+        v = torch.empty_like(first, dtype=dtype).copy_(like.expand(first.shape))
+        emitted = torch.zeros_like(v) if signed else v.new_empty(0)
+        state = ConvertedState(v, emitted, 0)
+    elif state.v.shape != first.shape:
+        raise ValueError(
+            f"state.v has shape {list(state.v.shape)} but current is {list(current.shape)} ([T, B, ...]). "
+            "Pass state=None at the start of a new batch, or keep the batch size while streaming."
+        )
+    end = state.step + len(current)
+    if len(bias) not in (1,) and end > len(bias):
+        raise ValueError(
+            f"step {end} was asked for, but the biases were calibrated for steps 1 to {len(bias)}. "
+            f"Run at most {len(bias)} steps, or convert again with steps={end}."
+        )
+    rows = bias.expand(end, -1)[state.step : end] if len(bias) == 1 else bias[state.step : end]
+    shaped = rows.view(*rows.shape, *[1] * (first.ndim - 2)).to(dtype)
+    return state.v, state.emitted, list(shaped.unbind(0)), state

@@ -1,0 +1,57 @@
+"""The scan of converted neurons, made fast: `ranvier.dynamics.converted_scan` plus `implementation=`.
+
+Unlike the other neurons, one step is compiled and not the loop: calibration runs the same layer at many T, and each T
+would compile again.
+"""
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ranvier import dynamics
+from ranvier.dynamics.converted import ConvertedState, begin, converted_step
+from ranvier.dynamics.scan import per_channel
+from ranvier.kernels.dispatch import Implementation, choose, compile_whole, run_size
+
+
+def converted_scan(
+    current: Tensor,
+    state: ConvertedState | None,
+    threshold: Tensor,
+    bias: Tensor,
+    v_init: Tensor,
+    signed: bool = False,
+    *,
+    implementation: Implementation = "auto",
+) -> tuple[Tensor, ConvertedState]:
+    """`ranvier.dynamics.converted_scan`; see there.
+
+    Raises:
+        RuntimeError: `compiled` was asked for and cannot run here.
+    """
+    choice = choose(implementation, current.device, run_size(current))
+    if choice.implementation == "reference":
+        return dynamics.converted_scan(current, state, threshold, bias, v_init, signed)
+    v, emitted, rows, state = begin(current, state, bias, v_init, signed)
+    threshold = per_channel(threshold, current[0])
+    sent = torch.empty_like(current, memory_format=torch.preserve_format)
+    step = _compiled_step()
+    for x, b, y in zip(current.unbind(0), rows, sent.unbind(0), strict=True):
+        v, emitted = step(x, v, emitted, threshold, b, y, signed)
+    return sent, ConvertedState(v, emitted, state.step + len(current))
+
+
+@functools.cache
+def _compiled_step() -> Callable[..., tuple[Tensor, Tensor]]:
+    return compile_whole(_step_into)
+
+
+def _step_into(
+    x: Tensor, v: Tensor, emitted: Tensor, threshold: Tensor, bias: Tensor, out: Tensor, signed: bool
+) -> tuple[Tensor, Tensor]:
+    """`converted_step` that writes what it sends into `out`, a slice of all steps."""
+    y, v, emitted = converted_step(x.to(v.dtype), v, emitted, threshold, bias, signed)
+    out.copy_(y)
+    return v, emitted

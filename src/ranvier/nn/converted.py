@@ -1,0 +1,63 @@
+"""The neuron of converted networks as a module."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ranvier import kernels
+from ranvier.checks import check_positive
+from ranvier.dynamics import ConvertedState
+from ranvier.kernels.dispatch import Implementation
+from ranvier.nn.neurons import Neuron
+
+
+class ConvertedIF(Neuron):
+    """Integrate-and-fire neuron that stands for a ReLU: `ranvier.dynamics.converted_scan` as a module.
+
+        h = v + x - bias[t];  s = (h >= threshold);  y = threshold s;  v = h - y
+
+    Thresholds, biases and initial potentials are buffers that `ranvier.conversion` fills; as built the neuron has
+    threshold 1, no bias and starts at half its threshold.
+
+    Args:
+        num_channels: C.
+        steps: Rows of the bias, one for each step; 1 for the same bias at all steps.
+        shape: Shape of the initial potential, `[C, H, W]` for one per neuron; None for one per channel.
+        signed: Whether a neuron that fired too often may take a spike back.
+        implementation: `auto`, `reference` or `compiled`.
+
+    >>> ConvertedIF(1)(torch.full((4, 1, 1), 0.6)).flatten().tolist()
+    [1.0, 0.0, 1.0, 1.0]
+    """
+
+    threshold: Tensor
+    bias: Tensor
+    v_init: Tensor
+
+    def __init__(
+        self,
+        num_channels: int,
+        *,
+        steps: int = 1,
+        shape: Sequence[int] | None = None,
+        signed: bool = False,
+        implementation: Implementation = "auto",
+    ) -> None:
+        super().__init__(implementation, num_channels)
+        check_positive("steps", steps)
+        self.signed = signed
+        self.register_buffer("threshold", torch.ones(num_channels))
+        self.register_buffer("bias", torch.zeros(steps, num_channels))
+        self.register_buffer("v_init", torch.full(tuple(shape or (num_channels,)), 0.5))
+
+    def scan(self, current: Tensor, state: ConvertedState | None) -> tuple[Tensor, ConvertedState]:  # type: ignore[override]
+        """Run `converted_scan`."""
+        return kernels.converted_scan(
+            current, state, self.threshold, self.bias, self.v_init, self.signed, implementation=self.implementation
+        )
+
+    def extra_repr(self) -> str:
+        """Settings, as printed."""
+        steps = f", steps={len(self.bias)}" if len(self.bias) > 1 else ""
+        return f"{len(self.threshold)}{steps}" + ", signed" * self.signed
