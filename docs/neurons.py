@@ -8,6 +8,7 @@ from ranvier import dynamics
 
 PAGE = Path(__file__).with_suffix(".md")
 NEURONS = {"IF": "if_scan", "LIF": "lif_scan", "PLIF": "plif_scan", "LIFB": "lifb_scan"}
+CONVERSION = {"QCFS": "qcfs", "ConvertedIF": "converted_scan"}
 SURROGATES = ("Triangle", "ATan", "Sigmoid", "Rectangle")
 
 INTRODUCTION = """\
@@ -16,9 +17,9 @@ INTRODUCTION = """\
 Written by `python docs/neurons.py` from the docstrings of `ranvier.dynamics`, which is where the equations are
 computed. Everything faster is tested against them.
 
-Shared by all: time-first input `[T, B, ...]`; a start from rest unless a state is passed; a tie (`h = v_threshold`)
-fires; the potential is kept in float32 or better; the reset is not differentiated unless `detach_reset=False`. The
-gradient of a spike is the derivative of a surrogate, by default a triangle of half-width 0.5.
+Shared by all that are trained: time-first input `[T, B, ...]`; a start from rest unless a state is passed; a tie
+(`h = v_threshold`) fires; the potential is kept in float32 or better; the reset is not differentiated unless
+`detach_reset=False`. The gradient of a spike is the derivative of a surrogate, by default a triangle of half-width 0.5.
 """
 
 
@@ -48,8 +49,18 @@ def page() -> str:
         section(f"`rv.nn.{name}`", getattr(dynamics, scan).__doc__, learned.get(name, ""))
         for name, scan in NEURONS.items()
     ]
+    remarks = {
+        "QCFS": "An activation of ANNs, without time. Learned: `ceiling`, one per layer.",
+        "ConvertedIF": "Nothing is learned: `threshold`, `bias` and `v_init` are found by `ranvier.conversion`, and no "
+        "gradient passes through a spike. It starts from `v_init`, not from rest; a tie fires.",
+    }
+    conversion = [
+        section(f"`rv.nn.{name}`", getattr(dynamics, function).__doc__, remarks[name])
+        for name, function in CONVERSION.items()
+    ]
     surrogates = [section(f"`rv.dynamics.{name}`", getattr(dynamics, name).__doc__) for name in SURROGATES]
-    return "\n\n".join([INTRODUCTION.rstrip(), "## Neurons", *neurons, "## Surrogates", *surrogates]) + "\n"
+    parts = [INTRODUCTION.rstrip(), "## Neurons", *neurons, "## Conversion", *conversion, "## Surrogates", *surrogates]
+    return "\n\n".join(parts) + "\n"
 
 
 if __name__ == "__main__":

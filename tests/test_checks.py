@@ -17,6 +17,13 @@ def test_not_positive_raises(value: float) -> None:
         checks.check_positive("tau", value)
 
 
+@pytest.mark.parametrize("value", [0, -3, 0.5, 2.0, float("nan")])
+def test_no_count_raises(value: float) -> None:
+    checks.check_count("levels", 1)
+    with pytest.raises(ValueError, match=r"^levels is .*, but must be a whole number of at least 1\.$"):
+        checks.check_count("levels", value)  # type: ignore[arg-type]
+
+
 def test_choice() -> None:
     checks.check_choice("reset", "soft", ("hard", "soft"))
     with pytest.raises(ValueError, match=r"^reset is 'none', but must be one of 'hard', 'soft'\.$"):

@@ -23,6 +23,24 @@ def test_train_prints_its_table_last_and_evaluate_agrees(tmp_path: Path, capsys:
     assert "Spikes per neuron and step" in capsys.readouterr().out
 
 
+def test_train_ann_prints_its_table_last_and_evaluate_agrees(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    call("train-ann", "digits", "--model", "mlp", "--epochs", "1", "--levels", "4", "--seed", "3")
+    printed = capsys.readouterr().out
+    out = tmp_path / "runs" / "digits-mlp-qcfs4-seed3"
+    (accuracy,) = json.loads((out / "results.json").read_text())["accuracy_by_step"]
+    assert f"{100 * accuracy:.2f}" in printed
+    assert "digits, mlp, qcfs4, seed 3" in printed
+    call("evaluate", str(out), "--out", "e.json")
+    assert json.loads((tmp_path / "e.json").read_text())["accuracy_by_step"] == [accuracy]
+    assert "Spikes" not in capsys.readouterr().out  # an ANN has none
+    with pytest.raises(SystemExit):
+        call("train-ann", "digits", "--model", "mlp", "--epochs", "1", "--levels", "4", "--seed", "3")
+    assert "--resume" in capsys.readouterr().err
+
+
 def test_info_says_what_runs(capsys: pytest.CaptureFixture[str]) -> None:
     call("info")
     printed = capsys.readouterr().out
@@ -61,6 +79,10 @@ def test_errors_are_one_message_without_a_traceback(
         (["train", "digits", "--steps", "1"], "--steps 2 or more"),
         (["train", "digits", "--method", "ect"], "etc"),
         (["train", "mnist"], "digits"),
+        (["train-ann", "digits", "--neuron", "lif"], "neuron"),
+        (["train-ann", "digits", "--steps", "4"], "steps"),
+        (["train-ann", "digits", "--model", "spikformer"], "conv4"),
+        (["train-ann", "digits", "--activation", "gelu"], "qcfs"),
         (["nonsense"], "train"),
     ],
 )
@@ -72,7 +94,19 @@ def test_wrong_flags(arguments: list[str], message: str, capsys: pytest.CaptureF
     assert message in captured.out + captured.err
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["train", "fashion-mnist"], ["evaluate"], ["demo"], ["info"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        [],
+        ["train"],
+        ["train", "fashion-mnist"],
+        ["train-ann"],
+        ["train-ann", "cifar10-full"],
+        ["evaluate"],
+        ["demo"],
+        ["info"],
+    ],
+)
 def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
         call(*command, "--help")

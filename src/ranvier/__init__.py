@@ -7,13 +7,27 @@
 >>> loss.backward()
 """
 
-from ranvier import data, dynamics, evaluation, kernels, losses, models, nn, recipes, report, training, weights
+from ranvier import (
+    conversion,
+    data,
+    dynamics,
+    evaluation,
+    kernels,
+    losses,
+    models,
+    nn,
+    recipes,
+    report,
+    training,
+    weights,
+)
 from ranvier.kernels import explain
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
     "__version__",
+    "conversion",
     "data",
     "dynamics",
     "evaluation",

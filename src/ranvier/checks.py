@@ -17,6 +17,12 @@ def check_positive(name: str, value: float) -> None:
         raise ValueError(f"{name} is {value}, but must be greater than 0.")
 
 
+def check_count(name: str, value: int) -> None:
+    """Raise unless `value` is a whole number of at least 1."""
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} is {value}, but must be a whole number of at least 1.")
+
+
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     """Raise unless `value` is one of `choices`."""
     if value not in choices:

@@ -2,12 +2,13 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
 
 from ranvier import kernels, provenance, recipes
+from ranvier.conversion import Settings
 from ranvier.recipes import AnnRecipe, Recipe
 from ranvier.training import Precision
 
@@ -92,6 +93,75 @@ def train_ann(
     train(recipe, out=out, resume=resume)
 
 
+def convert(
+    ann: Annotated[str, tyro.conf.Positional],
+    *,
+    steps: int = 8,
+    data: str | None = None,
+    weights: Path | None = None,
+    threshold: Literal["max", "percentile", "mmse", "balance", "qcfs", "auto"] = "mmse",
+    bias: Literal["none", "light", "potential", "ftbc", "auto"] = "ftbc",
+    signed: bool = False,
+    refit: bool = False,
+    images: int = 1000,
+    test_images: int | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    settings: Settings = Settings(),  # noqa: B008 - frozen
+    device: str = "cpu",
+    out: Path | None = None,
+) -> None:
+    """Convert a trained ANN to a spiking network of few steps, without backpropagation.
+
+    Leaves model.safetensors (for ranvier evaluate), results.json and errors.png in the output folder, and prints what
+    was chosen, what was lost in which layer, and the test accuracy at every time step last.
+
+    Examples:
+      ranvier convert runs/cifar10-resnet20-qcfs8-seed0 --steps 8
+      ranvier convert runs/cifar10-resnet20-qcfs8-seed0 --steps 4 --threshold auto --bias auto --data PATH
+      ranvier convert runs/cifar10-resnet20-relu-seed0 --steps 4 --signed --refit
+      ranvier convert my_package.models:resnet18 --weights resnet18.safetensors --data PATH_OR_HUB_ID --steps 8
+
+    Args:
+        ann: Folder or file of an ANN that train-ann made, or package.module:factory.
+        steps: Time steps T.
+        data: Data set to use instead of the one on the card.
+        weights: Safetensors file with the parameters of what the factory builds.
+        threshold: Where neurons fire; auto tries those that the network can have.
+        bias: Correction of the neurons; auto tries none, light and ftbc.
+        signed: Let neurons that fired too often take spikes back: far more accurate from T = 2 on, if the hardware can
+            send negative spikes.
+        refit: Fit the weights of each layer to the spikes that reach it.
+        images: Training images to calibrate on.
+        test_images: Score on the first so many test images; by default on all.
+        mean: Mean of each channel that the factory's network was trained with; by default that of the training images.
+        std: Standard deviation, likewise.
+        settings: Fine print.
+        device: cpu or cuda.
+        out: Output folder; by default runs/ANN-threshold-bias-STEPS.
+    """
+    name = ann.rpartition(":")[2] if ":" in ann else Path(ann).resolve().name
+    options = "-signed" * signed + "-refit" * refit
+    result = recipes.convert(
+        ann,
+        out or Path("runs", f"{name}-{threshold}-{bias}{options}-T{steps}"),
+        steps=steps,
+        weights=weights,
+        data=data,
+        threshold=threshold,
+        bias=bias,
+        signed=signed,
+        refit=refit,
+        images=images,
+        test_images=test_images,
+        settings=settings,
+        mean=mean,
+        std=std,
+        device=device,
+    )
+    Console().print(result)
+
+
 def evaluate(
     checkpoint: Annotated[Path, tyro.conf.Positional],
     *,
@@ -101,7 +171,7 @@ def evaluate(
     precision: Precision | None = None,
     out: Path | None = None,
 ) -> None:
-    """Evaluate a trained network: accuracy at every time step, firing rate of every layer.
+    """Evaluate a trained or converted network: accuracy at every time step, firing rate of every layer.
 
     Examples:
       ranvier evaluate runs/fashion-mnist-conv4-etc-lif-T4-seed0
@@ -152,7 +222,14 @@ def info() -> None:
         console.print(f"  small inputs: {kernels.explain(device, 2**10)}")
 
 
-COMMANDS: dict[str, Any] = {"demo": demo, "train": train, "train-ann": train_ann, "evaluate": evaluate, "info": info}
+COMMANDS: dict[str, Any] = {
+    "demo": demo,
+    "train": train,
+    "train-ann": train_ann,
+    "convert": convert,
+    "evaluate": evaluate,
+    "info": info,
+}
 
 
 def main(arguments: list[str] | None = None) -> None:

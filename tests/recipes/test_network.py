@@ -1,8 +1,11 @@
+import re
+
 import pytest
 import torch
 
-from ranvier.nn import IF, LIF, LIFB, PLIF, BatchNorm
-from ranvier.recipes.network import MODELS, SIZED, NetworkSettings
+from ranvier.nn import IF, LIF, LIFB, PLIF, QCFS, BatchNorm, Neuron
+from ranvier.recipes.network import GAINED, MODELS, SIZED, UNCONVERTIBLE, AnnSettings, NetworkSettings
+from ranvier.training import Optimization
 
 
 @pytest.mark.parametrize("name", ["mlp", "conv4", "snn6", "resnet20"])
@@ -56,3 +59,56 @@ def test_networks_keep_their_published_statistics_unless_told() -> None:
 
 def test_sized_models_exist() -> None:
     assert set(SIZED) <= set(MODELS)
+    assert set(GAINED) <= set(MODELS)
+    assert set(UNCONVERTIBLE) <= set(MODELS)
+
+
+@pytest.mark.parametrize("name", ["mlp", "conv4", "resnet20"])
+@pytest.mark.parametrize(("activation", "kind"), [("relu", torch.nn.ReLU), ("qcfs", QCFS)])
+def test_anns_are_the_same_networks_without_neurons(name: str, activation: str, kind: type) -> None:
+    ann = AnnSettings(model=name, activation=activation).build(5, 3, 16)  # type: ignore[arg-type]
+    snn = NetworkSettings(model=name).build(5, 3, 16)  # type: ignore[arg-type]
+    assert not any(isinstance(module, Neuron) for module in ann.modules())
+    found = [module for module in ann.modules() if isinstance(module, kind)]
+    assert len(found) == sum(isinstance(module, Neuron) for module in snn.modules())
+    ceilings = len(found) if kind is QCFS else 0  # one parameter for each layer, and no other difference
+    assert sum(p.numel() for p in ann.parameters()) == sum(p.numel() for p in snn.parameters()) + ceilings
+    with torch.no_grad():
+        logits = ann.eval()(torch.rand(2, 3, 16, 16), steps=2)
+    assert logits.shape == (2, 2, 5)
+    assert torch.equal(logits[0], logits[1])  # no state: every step gives the same
+
+
+def test_ann_settings_reach_the_activations() -> None:
+    ann = AnnSettings(model="mlp", levels=3, ceiling_init=2.5, hidden=(7, 6, 5)).build(4, 1, 8)
+    activations = [module for module in ann.modules() if isinstance(module, QCFS)]
+    assert [(module.levels, module.ceiling.item()) for module in activations] == [(3, 2.5)] * 3
+    assert [tuple(p.shape) for p in ann.parameters() if p.ndim == 2] == [(7, 64), (6, 7), (5, 6), (4, 5)]
+
+
+@pytest.mark.parametrize(
+    ("idle", "message"),
+    [
+        ({"activation": "relu", "levels": 4}, "levels=4 has no effect with model resnet20 and activation relu"),
+        ({"activation": "relu", "ceiling_init": 8.0}, "ceiling_init=8.0 has no effect"),
+        ({"hidden": (3,)}, "hidden=(3,) has no effect"),
+    ],
+)
+def test_ann_settings_without_effect_warn(idle: dict, message: str) -> None:
+    with pytest.warns(UserWarning, match=re.escape(message)):
+        AnnSettings(**idle)
+
+
+def test_models_that_are_no_ann_are_refused() -> None:
+    for name in UNCONVERTIBLE:
+        with pytest.raises(ValueError, match=f"model is '{name}', but must be one of 'mlp', 'conv4'"):
+            AnnSettings(model=name)
+
+
+def test_ceilings_do_not_decay() -> None:
+    """Pulled to zero, a ceiling would cut off what it is to let through."""
+    ann = AnnSettings(model="mlp").build(4, 1, 8)
+    optimizer = Optimization("sgd", weight_decay=0.1).build(ann)
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert [decay[id(m.ceiling)] for m in ann.modules() if isinstance(m, QCFS)] == [0.0, 0.0]
+    assert sorted(set(decay.values())) == [0.0, 0.1]

@@ -1,15 +1,30 @@
 import json
+from collections.abc import Callable
 
 import pytest
 
-from ranvier.cli import RECIPES
-from ranvier.recipes import Recipe, digits
+from ranvier.cli import ANN_RECIPES, RECIPES
+from ranvier.recipes import AnnRecipe, Recipe, TrainingRecipe, cifar10_ann_full, digits, digits_ann
+from ranvier.recipes.recipe import read_recipe
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_json_round_trip(name: str) -> None:
     recipe = RECIPES[name](seed=3, model="mlp", hidden=(7, 8))
     assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
+
+
+@pytest.mark.parametrize("name", ANN_RECIPES)
+def test_json_round_trip_of_anns(name: str) -> None:
+    recipe = ANN_RECIPES[name](seed=3, model="mlp", hidden=(7, 8), label_smoothing=0.1)
+    assert AnnRecipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
+
+
+@pytest.mark.parametrize("recipe", [digits(neuron="lifb"), digits_ann(levels=4), TrainingRecipe("mine", "/data")])
+def test_a_card_tells_which_kind_of_recipe_it_holds(recipe: TrainingRecipe) -> None:
+    read = read_recipe(json.loads(json.dumps(recipe.to_json())))
+    assert read == recipe
+    assert type(read) is type(recipe)
 
 
 def test_override_reaches_every_part() -> None:
@@ -23,11 +38,50 @@ def test_override_reaches_every_part() -> None:
     assert digits().epochs != 3
 
 
-def test_every_field_has_one_name() -> None:
+def test_override_reaches_every_part_of_an_ann() -> None:
+    recipe = digits_ann().override(epochs=3, levels=4, activation="qcfs", lr=0.5, label_smoothing=0.1, cutout=2)
+    assert (recipe.epochs, recipe.network.levels, recipe.optimization.lr) == (3, 4, 0.5)
+    assert recipe.loss.label_smoothing == 0.1
+    assert recipe.augmentation.cutout == 2
+    assert digits_ann().network.levels == 8
+
+
+def test_an_ann_answers_once_and_learns_by_cross_entropy() -> None:
+    recipe = digits_ann()
+    assert recipe.steps == 1
+    assert (recipe.loss.method, recipe.loss.label_smoothing) == ("direct", 0.0)
+    assert "steps" not in recipe.to_json()
+    for name in ("neuron", "steps", "method", "tau"):
+        with pytest.raises(ValueError, match=f"a recipe has no field '{name}'"):
+            digits_ann(**{name: 1})
+
+
+def test_labels_name_what_is_trained() -> None:
+    assert digits_ann().label == "conv4-qcfs8"
+    assert digits_ann(levels=4, model="resnet20").label == "resnet20-qcfs4"
+    assert digits_ann(activation="relu").label == "conv4-relu"
+    assert digits(neuron="lifb", steps=2).label == "conv4-etc-lifb-T2"
+
+
+def test_published_settings() -> None:
+    """Bu et al. 2022: VGG16, 4 levels, 300 epochs of SGD at 0.1 with momentum 0.9, batch 300, weight decay 5e-4."""
+    recipe = cifar10_ann_full()
+    assert (recipe.network.model, recipe.network.activation, recipe.network.levels) == ("vgg16", "qcfs", 4)
+    assert (recipe.epochs, recipe.batch_size) == (300, 300)
+    optimization = recipe.optimization
+    assert (optimization.optimizer, optimization.lr, optimization.weight_decay) == ("sgd", 0.1, 5e-4)
+    assert (optimization.min_lr, optimization.warmup_epochs) == (0.0, 0.0)
+    augmentation = recipe.augmentation
+    assert (augmentation.crop_padding, augmentation.flip, augmentation.auto_augment) == (4, True, True)
+    assert augmentation.cutout == 16
+
+
+@pytest.mark.parametrize("make", [digits, digits_ann])
+def test_every_field_has_one_name(make: Callable[[], TrainingRecipe]) -> None:
     """Flags are field names without the part's name, so no two parts may share one."""
     from dataclasses import fields
 
-    recipe = digits()
+    recipe = make()
     parts = [getattr(recipe, field.name) for field in fields(recipe)]
     names = [inner.name for part in parts if hasattr(part, "__dataclass_fields__") for inner in fields(part)]
     names += [
@@ -51,6 +105,23 @@ def test_wrong_values_are_refused_before_any_work(wrong: dict) -> None:
         digits(**wrong)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"epochs": 0},
+        {"model": "spikformer"},  # no ANN with ReLU
+        {"activation": "gelu"},
+        {"levels": 0},
+        {"levels": 1.5},
+        {"ceiling_init": 0.0},
+        {"label_smoothing": 1.5},
+    ],
+)
+def test_wrong_values_of_anns_are_refused_before_any_work(wrong: dict) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        digits_ann(**wrong)
+
+
 def test_consistency_with_one_step_is_refused() -> None:
     with pytest.raises(ValueError, match="--steps 2 or more"):
         digits(steps=1, method="etc")
@@ -63,12 +134,17 @@ def test_identity_leaves_out_what_may_change_between_resumes() -> None:
     assert digits(lr=0.1).identity() != digits().identity()
     assert digits(precision="bfloat16").identity() != digits().identity()
 
+    assert digits_ann(data="/here").identity() == digits_ann(data="/there").identity()
+    assert digits_ann(levels=4).identity() != digits_ann().identity()
+    assert digits_ann(label_smoothing=0.1).identity() != digits_ann().identity()
 
-def test_cards_of_other_versions_are_refused() -> None:
-    content = digits().to_json()
+
+@pytest.mark.parametrize("recipe", [digits(), digits_ann()])
+def test_cards_of_other_versions_are_refused(recipe: TrainingRecipe) -> None:
+    content = recipe.to_json()
     content["network"]["colour"] = "blue"
     with pytest.raises(ValueError, match="this version of ranvier.*colour"):
-        Recipe.from_json(content)
+        read_recipe(content)
     del content["network"]
     with pytest.raises(ValueError, match="this version"):
-        Recipe.from_json(content)
+        type(recipe).from_json(content)

@@ -1,3 +1,4 @@
+import io
 import json
 from pathlib import Path
 
@@ -5,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
-from ranvier.recipes import Result, digits, evaluate, load_trained, run
+from ranvier.nn import QCFS
+from ranvier.recipes import AnnRecipe, Result, digits, digits_ann, evaluate, load_trained, run
 from ranvier.training import CHECKPOINT
 
 QUICK = {"model": "mlp", "epochs": 2, "hidden": (16,), "device": "cpu"}
@@ -141,3 +144,68 @@ def test_oblong_images_name_the_remedy(tmp_path: Path) -> None:
             Image.fromarray(np.zeros((8, 12), dtype=np.uint8)).save(place / "0.png")
     with pytest.raises(ValueError, match="--image-size 12"):
         run(digits(**QUICK | {"data": str(tmp_path / "set"), "batch_size": 2}), tmp_path / "out", quiet=True)
+
+
+ANN = QUICK | {"levels": 4, "lr": 1e-2}
+
+
+@pytest.fixture(scope="module")
+def ann_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("ann") / "a"
+    run(digits_ann(**ANN), out, quiet=True)
+    return out
+
+
+def test_what_the_training_of_an_ann_leaves(ann_folder: Path) -> None:
+    assert {path.name for path in ann_folder.iterdir()} == {
+        "results.json",
+        "model.safetensors",
+        "metrics.jsonl",
+        CHECKPOINT,
+    }
+    result = Result.load(ann_folder / "results.json")
+    assert len(result.accuracy_by_step) == 1  # an ANN answers once
+    assert result.accuracy_by_step[0] > 0.3  # of ten classes, after two short epochs
+    assert result.firing_rate is None  # and does not spike
+    assert result.firing_rate_by_layer == {}
+    assert result.recipe["network"]["levels"] == 4
+
+
+def test_a_trained_ann_comes_back_as_it_was(ann_folder: Path) -> None:
+    for name in ("", "model.safetensors", CHECKPOINT):
+        trained = load_trained(ann_folder / name)
+        assert isinstance(trained.recipe, AnnRecipe)
+        assert trained.steps == 1
+        ceilings = [module.ceiling.item() for module in trained.model.modules() if isinstance(module, QCFS)]
+        assert len(ceilings) == 1
+        assert ceilings[0] != 4.0  # it was learned, and it was kept
+
+
+def test_an_ann_is_evaluated_without_counting_spikes(ann_folder: Path, tmp_path: Path) -> None:
+    evaluation = evaluate(ann_folder, steps=3)
+    (expected,) = Result.load(ann_folder / "results.json").accuracy_by_step
+    assert evaluation.accuracy.accuracy == (expected,) * 3
+    assert evaluation.activity is None
+    evaluation.save(tmp_path / "e.json")
+    assert json.loads((tmp_path / "e.json").read_text())["activity"] is None
+    console = Console(record=True, file=io.StringIO())
+    console.print(evaluation, Result.load(ann_folder / "results.json"))
+    printed = console.export_text()
+    assert "digits, mlp, qcfs4, seed 0" in printed
+    assert "Spikes" not in printed
+
+
+def test_an_ann_resumes_its_own_recipe_only(ann_folder: Path, tmp_path: Path) -> None:
+    recipe = digits_ann(**ANN)
+    assert run(recipe, ann_folder, resume=True, quiet=True) == Result.load(ann_folder / "results.json")
+    for other in (recipe.override(levels=8), digits(**QUICK)):
+        with pytest.raises(ValueError, match="network"):
+            run(other, ann_folder, resume=True, quiet=True)
+
+
+def test_label_smoothing_reaches_the_loss(tmp_path: Path) -> None:
+    """All weight on all classes alike: nothing to learn, and the loss cannot fall below log 10."""
+    quick = digits_ann(**QUICK | {"epochs": 1}, label_smoothing=1.0)
+    run(quick, tmp_path, quiet=True)
+    (record,) = (json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert record["loss"] >= np.log(10)

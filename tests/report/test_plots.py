@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ranvier.report import accuracy_curves, spike_raster
+from ranvier.report import accuracy_curves, conversion_errors, spike_raster
 
 
 def test_curves_show_every_point(tmp_path: Path) -> None:
@@ -29,8 +29,44 @@ def test_raster_separates_spikes_from_bursts(tmp_path: Path) -> None:
     assert burst == [[3, 3]]
 
 
+BEFORE, AFTER = [[0.9, 0.4], [2.5, 0.2], [0.3, 0.1]], [[0.1, 0.0], [0.2, 0.05], [0.3, 0.15]]
+
+
+def test_errors_are_drawn_layer_by_layer_from_the_top(tmp_path: Path) -> None:
+    figure = conversion_errors(["first", "second", "last"], BEFORE, AFTER, title="t", path=tmp_path / "e.png")
+    left, right, bar = figure.axes
+    for axes, errors in ((left, BEFORE), (right, AFTER)):
+        (picture,) = axes.get_images()
+        assert picture.get_array().tolist() == errors
+        assert picture.get_extent() == [0.5, 2.5, 3, 0]  # steps from 1; the first layer on top
+        assert [round(float(text.get_text()), 2) for text in axes.texts] == [e for row in errors for e in row]
+        assert picture.get_clim() == (0.0, 1.0)  # the same colours on both sides, though one error is 2.5
+    assert [label.get_text() for label in left.get_yticklabels()] == ["first", "second", "last"]
+    assert "mean 0.73" in left.get_title()  # 4.4 / 6
+    assert "mean 0.13" in right.get_title()  # 0.8 / 6
+    assert bar.get_ylabel() == "relative mean error"
+    assert figure.get_suptitle() == "t"
+    with Image.open(tmp_path / "e.png") as picture:
+        assert picture.format == "PNG"
+        assert picture.size[0] > 500
+
+
+def test_small_errors_use_all_colours() -> None:
+    figure = conversion_errors(["a"], [[0.25, 0.125]], [[0.0, 0.0]])
+    assert figure.axes[1].get_images()[0].get_clim() == (0.0, 0.25)
+    conversion_errors(["a"], [[0.0]], [[0.0]])  # none at all
+
+
+def test_many_steps_have_neither_numbers_nor_crowded_ticks() -> None:
+    figure = conversion_errors(["a"], [[0.5] * 32], [[0.1] * 32])
+    assert not figure.axes[0].texts
+    assert figure.axes[0].get_xticks().tolist() == [1, 4, 8, 16, 32]
+
+
 def test_nothing_to_draw() -> None:
     with pytest.raises(ValueError, match="no curves"):
         accuracy_curves({})
     with pytest.raises(ValueError, match="no layers"):
         spike_raster({})
+    with pytest.raises(ValueError, match="no layers"):
+        conversion_errors([], [], [])

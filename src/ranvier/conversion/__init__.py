@@ -1,21 +1,25 @@
 """Conversion of trained ANNs to spiking networks of few steps, by forward passes alone."""
 
 from ranvier.conversion.account import Account, Candidate, LayerAccount
-from ranvier.conversion.convert import Settings, convert
+from ranvier.conversion.convert import Search, Settings, Trial, convert
 from ranvier.conversion.spiking import ConvertedSNN
-from ranvier.conversion.storage import load, save
+from ranvier.conversion.storage import KIND, from_card, load, save
 from ranvier.conversion.threshold import Activations, observe, thresholds
 from ranvier.conversion.trace import ConversionError, trace
 
 __all__ = [
+    "KIND",
     "Account",
     "Activations",
     "Candidate",
     "ConversionError",
     "ConvertedSNN",
     "LayerAccount",
+    "Search",
     "Settings",
+    "Trial",
     "convert",
+    "from_card",
     "load",
     "observe",
     "save",

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
 
@@ -51,7 +52,7 @@ class Candidate:
         bias: Kind of correction.
         rounds: FTBC rounds.
         step_size: FTBC step size.
-        weights: Whether weights were kept or fitted.
+        refit: Whether weights were fitted to the spikes.
         logit_error: Squared difference to the ANN's logits after all steps, over the variance of those.
         accuracy: On the images chosen on, after all steps; against their labels or the answers of the ANN.
     """
@@ -60,13 +61,13 @@ class Candidate:
     bias: Bias
     rounds: int
     step_size: float
-    weights: str
+    refit: bool
     logit_error: float
     accuracy: float
 
     def __str__(self) -> str:
         ftbc = f" ({self.rounds} rounds of {self.step_size:g})" if self.bias == "ftbc" else ""
-        fitted = ", weights fitted" if self.weights != "keep" else ""
+        fitted = ", weights refitted" if self.refit else ""
         return f"threshold {self.threshold}, bias {self.bias}{ftbc}{fitted}"
 
 
@@ -121,28 +122,33 @@ class Account:
         where = "held-out images" if self.held_out else "images that were fitted on"
         layers = Table(
             title=f"Conversion to {self.steps} steps: {self.chosen}{', signed spikes' * self.signed}",
-            caption=f"errors at the first and the last step, on {self.chosen_on} {where}; fitted on {self.fitted_on}; "
-            f"{self.total_seconds:.1f} s, {self.bytes_added / 1024:.0f} KiB added",
+            caption="errors: relative mean error before and after correction, at the first and the last step; "
+            "channels: dead never fire, always fire at every step, above have a mean activation above their threshold; "
+            f"measured on {self.chosen_on} {where}, fitted on {self.fitted_on}; {self.total_seconds:.1f} s, "
+            f"{self.bytes_added / 1024:.0f} KiB added",
+            box=SIMPLE_HEAD,
+            pad_edge=False,
+            collapse_padding=True,
         )
         layers.add_column("layer", overflow="fold")
-        for title in ("channels", "threshold", "error before", "after", "firing rate", "dead %", "always %", "above %"):
-            layers.add_column(title, justify="right")
+        for title in ("C", "thr.", "error t=1", f"t={self.steps}", "rate", "dead", "always", "above"):
+            layers.add_column(title, justify="right", no_wrap=True)
         for layer in self.layers:
             layers.add_row(
                 layer.name,
                 str(layer.channels),
                 f"{layer.threshold:.3g}",
-                f"{layer.error_before[0]:.2f} {layer.error_before[-1]:.2f}",
-                f"{layer.error_after[0]:.2f} {layer.error_after[-1]:.2f}",
+                f"{layer.error_before[0]:.2f} {layer.error_after[0]:.2f}",
+                f"{layer.error_before[-1]:.2f} {layer.error_after[-1]:.2f}",
                 f"{sum(layer.firing_rate) / len(layer.firing_rate):.3f}",
-                f"{100 * layer.dead:.0f}",
-                f"{100 * layer.saturated:.0f}",
-                f"{100 * layer.infeasible:.0f}",
+                *(f"{100 * share:.0f} %" for share in (layer.dead, layer.saturated, layer.infeasible)),
             )
         if len(self.candidates) == 1:
             return Group(layers)
         tried = Table(
             title="Settings tried",
+            box=SIMPLE_HEAD,
+            pad_edge=False,
             caption=f"accuracy against {self.scored_against}; what is within one standard error of the best is told "
             "apart by the logit error",
         )
@@ -154,7 +160,7 @@ class Account:
                 one.bias,
                 str(one.rounds) if one.bias == "ftbc" else "",
                 f"{one.step_size:g}" if one.bias == "ftbc" else "",
-                one.weights,
+                "refitted" if one.refit else "",
                 f"{one.logit_error:.4f}",
                 f"{100 * one.accuracy:.2f}",
                 style="bold" if one == self.chosen else None,

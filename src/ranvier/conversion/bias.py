@@ -9,10 +9,11 @@ from torch import Tensor, fx
 
 from ranvier.checks import check_choice
 from ranvier.conversion.spiking import ConvertedSNN
-from ranvier.conversion.walk import walk
+from ranvier.conversion.walk import VisitLayer, walk
 from ranvier.dynamics.converted import begin, converted_step
 from ranvier.dynamics.scan import per_channel
 from ranvier.kernels.dispatch import choose, compile_whole, run_size
+from ranvier.kernels.scan import sizes_open
 from ranvier.nn import ConvertedIF
 
 Bias = Literal["none", "light", "potential", "ftbc"]
@@ -30,6 +31,7 @@ def ftbc(
     *,
     step_size: float = 0.4,
     variant: Variant = "V1",
+    visit_layer: VisitLayer | None = None,
 ) -> None:
     """One round of forward temporal bias correction: the biases of all layers and steps, from one batch.
 
@@ -54,10 +56,13 @@ def ftbc(
         steps: T.
         step_size: Share of the error that is corrected (alpha in the paper).
         variant: V1 (the released code for plain ReLU networks), V2 (that for RTS on ImageNet) or V3 (for QCFS).
+        visit_layer: Called for every layer with weights before it runs; see `walk`.
 
     Source: Wu et al. 2024, "FTBC: Forward Temporal Bias Correction for Optimizing ANN-SNN Conversion", ECCV, with
     details from its released code. Differs from it in: where a mean activation exceeds the threshold, which no bias can
-    bring about, the target is the threshold, so that the bias stops once the channel always fires; a tie fires.
+    bring about, the target of V1 and V2 is the threshold, so that the bias stops once the channel always fires; a tie
+    fires. V3 never sees what its biases did, so that its rounds only add up: their number times the step size is to be
+    about 1, as published.
     """
     check_choice("variant", variant, VARIANTS)
 
@@ -74,7 +79,7 @@ def ftbc(
         sent: Tensor = neuron(current)
         return sent
 
-    walk(ann, snn, images, steps, update)
+    walk(ann, snn, images, steps, update, visit_layer)
 
 
 def light(ann: fx.GraphModule, snn: ConvertedSNN, batches: Iterable[Tensor], steps: int) -> None:
@@ -152,18 +157,23 @@ def _fire_again(neuron: ConvertedIF, current: Tensor, target: Tensor, step_size:
     step = _compiled_step() if compiled else refire_step
     threshold, target = per_channel(neuron.threshold, current[0]), per_channel(target, current[0])
     size = torch.tensor(step_size, device=current.device)
-    sent, biases = [], []
-    for x, row in zip(current.unbind(0), rows, strict=True):
-        y, v, emitted, bias = step(x, v, emitted, threshold, row, target, size, neuron.signed)
-        sent.append(y)
+    sent, biases = torch.empty_like(current), []
+    for x, row, y in zip(current.unbind(0), rows, sent.unbind(0), strict=True):
+        fired, v, emitted, bias = step(x, v, emitted, threshold, row, target, size, signed=neuron.signed)
+        y.copy_(fired)
         biases.append(bias.flatten())
     neuron.bias.copy_(torch.stack(biases))
-    return torch.stack(sent)
+    return sent
 
 
 @functools.cache
 def _compiled_step() -> Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]:
-    return compile_whole(refire_step)
+    compiled: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]] = compile_whole(refire_step)
+
+    def step(*tensors: Tensor, signed: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return compiled(*map(sizes_open, tensors), signed)
+
+    return step
 
 
 def _errors_followed(neuron: ConvertedIF, current: Tensor, activation: Tensor) -> Tensor:
@@ -174,6 +184,6 @@ def _errors_followed(neuron: ConvertedIF, current: Tensor, activation: Tensor) -
     for x, none in zip(current.unbind(0), rows, strict=True):
         sent, _, _ = converted_step(x, v, emitted, threshold, none, neuron.signed)
         error = sent - activation
-        errors.append(error)
+        errors.append(channel_means(error.unsqueeze(0)))
         _, v, emitted = converted_step(x, v, emitted, threshold, error, neuron.signed)
-    return channel_means(torch.stack(errors))
+    return torch.cat(errors)

@@ -42,7 +42,8 @@ def gather(
     Args:
         calibration: Images, with or without labels. An iterator is read once, and all of it is kept in memory.
         batch_size: Images per batch; batches are as even as possible.
-        held_out: Share of the images to choose settings on; 0 chooses on the images that were fitted on.
+        held_out: Share of the images to choose settings on, at least one and all but one at most; 0 chooses on the
+            images that were fitted on.
         seed: Decides which images are held out.
         device: Where the networks are.
 
@@ -56,7 +57,7 @@ def gather(
         raise ValueError(f"calibration image {broken} holds NaN or infinity. Mend the data.")
     count = round(held_out * len(images))
     if held_out > 0:
-        count = max(count, 1)
+        count = min(max(count, 1), len(images) - 1)
         if len(images) < 2:
             raise ValueError(
                 "the calibration holds 1 image, which cannot both be fitted and chosen on. Pass a few hundred images, "
@@ -82,6 +83,11 @@ def _even(rows: Tensor, batch_size: int) -> tuple[Tensor, ...]:
 def _read(calibration: Calibration) -> tuple[Tensor, Tensor | None]:
     if isinstance(calibration, Tensor):
         calibration = [calibration]
+    if not isinstance(calibration, Iterable):
+        raise TypeError(
+            f"the calibration is a {type(calibration).__name__}, but must be images, a floating tensor [B, ...], or "
+            "batches of images, with or without labels, such as a data loader gives."
+        )
     images: list[Tensor] = []
     labels: list[Tensor] = []
     for number, batch in enumerate(calibration):
@@ -92,7 +98,8 @@ def _read(calibration: Calibration) -> tuple[Tensor, Tensor | None]:
             )
             raise TypeError(
                 f"calibration batch {number} is {came}, but must be images, a floating tensor [B, ...] prepared as for "
-                "training, or a pair (images, labels). Labels alone tell nothing about activations."
+                "training, or a pair (images, labels). Labels alone tell nothing about activations; a single pair goes "
+                "into a list, [(images, labels)]."
             )
         if images and x.shape[1:] != images[0].shape[1:]:
             raise ValueError(

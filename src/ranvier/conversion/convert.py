@@ -1,7 +1,7 @@
 """From a trained ANN and some images to a spiking network."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
@@ -22,7 +22,6 @@ from ranvier.conversion.vocabulary import SITES
 from ranvier.conversion.walk import walk
 from ranvier.nn import QCFS, ConvertedIF
 
-Weights = Literal["keep", "least_squares"]
 AUTO_BIASES: tuple[Bias, ...] = ("none", "light", "ftbc")
 AUTO_THRESHOLDS: tuple[Threshold, ...] = ("max", "percentile", "mmse")
 """What `auto` tries; `qcfs` in place of `max` where the network has learned ceilings."""
@@ -38,6 +37,8 @@ class Settings:
     """Share of activations below the threshold, in percent (percentile)."""
     v_init: float = 0.5
     """Initial potential, in thresholds."""
+    mmse_shift: float | None = None
+    """Potential that mmse counts on, in thresholds; None for v_init, which neurons start from. Published: 0."""
     variant: Variant = "V1"
     """How neurons go on while FTBC corrects them."""
     rounds: tuple[int, ...] = (0, 1, 2, 3, 5, 10)
@@ -74,7 +75,7 @@ def convert(
     threshold: Threshold | Literal["auto"] = "mmse",
     bias: Bias | Literal["auto"] = "ftbc",
     signed: bool = False,
-    weights: Weights = "keep",
+    refit: bool = False,
     settings: Settings | None = None,
     progress: bool = False,
 ) -> ConvertedSNN:
@@ -100,7 +101,7 @@ def convert(
         bias: `none`, `light` (constant), `potential` (initial potentials), `ftbc` (one per step), or `auto`.
         signed: Whether neurons that fired too often may take spikes back (SNM). Far more accurate from T = 2 on, if
             the hardware can send negative spikes.
-        weights: `keep`, or `least_squares`: fit the weights of each layer to the spikes that reach it.
+        refit: Whether to fit the weights of each layer to the spikes that reach it, by least squares: see `Refit`.
         settings: The fine print.
         progress: Show a progress bar if there is a terminal.
 
@@ -121,14 +122,13 @@ def convert(
     check_positive("steps", steps)
     check_choice("threshold", threshold, (*THRESHOLDS, "auto"))
     check_choice("bias", bias, (*BIASES, "auto"))
-    check_choice("weights", weights, ("keep", "least_squares"))
     settings = settings or Settings()
-    with torch.no_grad(), _Progress(progress) as bar:
-        conversion = _Conversion(ann, calibration, steps, signed, settings, bar)
-        conversion.try_all(conversion.thresholds_to_try(threshold), AUTO_BIASES if bias == "auto" else (bias,))
-        if weights == "least_squares":
-            conversion.try_refit()
-        return conversion.finish()
+    with torch.inference_mode(False), torch.no_grad(), _Progress(progress) as bar:
+        search = Search(ann, calibration, steps=steps, signed=signed, settings=settings, bar=bar)
+        search.try_all(search.thresholds_to_try(threshold), AUTO_BIASES if bias == "auto" else (bias,))
+        if refit:
+            search.try_refit()
+        return search.finish()
 
 
 @dataclass
@@ -142,18 +142,37 @@ class _Clock:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - begin
 
 
-class _Conversion:
-    """The parts of one conversion, and the best network so far."""
+class Search:
+    """Conversions of one ANN to one number of steps, tried one after the other and compared.
+
+    `convert` is a search and its best trial. To look at the others, run it yourself, under `torch.no_grad()`:
+
+        search = Search(ann, images, steps=4)
+        search.try_all(("max", "mmse"), ("none", "ftbc"))
+        for trial in search.trials:
+            print(trial.candidate, search.rebuild(trial)(images, 4).shape)
+
+    Args:
+        ann: As in `convert`, like the others.
+        calibration: Images, with or without labels.
+        steps: T.
+        signed: Whether neurons may take spikes back.
+        settings: The fine print.
+        bar: What to tell what goes on.
+    """
 
     def __init__(
         self,
         ann: nn.Module,
         calibration: Calibration,
+        *,
         steps: int,
-        signed: bool,
-        settings: Settings,
-        bar: "_Progress",
+        signed: bool = False,
+        settings: Settings | None = None,
+        bar: "_Progress | None" = None,
     ) -> None:
+        settings = settings or Settings()
+        bar = bar or _Progress(wanted=False)
         self.steps = steps
         self.signed = signed
         self.settings = settings
@@ -183,7 +202,8 @@ class _Conversion:
         joined = torch.cat(self.logits)
         self.spread = (joined - joined.mean(0)).square().mean().clamp_min(1e-12)
         self.answers = self.images.labels or tuple(logits.argmax(1) for logits in self.logits)
-        self.trials: list[_Trial] = []
+        self.found: dict[Threshold, dict[str, Tensor]] = {}
+        self.trials: list[Trial] = []
 
     def thresholds_to_try(self, threshold: Threshold | Literal["auto"]) -> tuple[Threshold, ...]:
         """The asked one, or all that this network can have."""
@@ -194,24 +214,33 @@ class _Conversion:
 
     def build(self, threshold: Threshold) -> ConvertedSNN:
         """The network with these thresholds and nothing corrected."""
-        settings = self.settings
         channels = {name: len(self.observed[name].top) for name in self.sites}
         graph = spiking(self.ann, channels, signed=self.signed)
         snn = ConvertedSNN(graph, self.steps, self.images.fitting[0].ndim).to(self.logits[0].device)
         for name, neuron in snn.neurons.items():
-            found = thresholds(
-                threshold,
-                self.observed[name],
-                self.ann.get_submodule(name),
-                self.steps,
-                name=name,
-                per_channel=settings.per_channel,
-                percentile=settings.percentile,
-                v_init=settings.v_init,
-            )
+            found = self.thresholds_of(threshold)[name]
             neuron.threshold.copy_(found)
-            neuron.v_init.copy_(settings.v_init * found)
+            neuron.v_init.copy_(self.settings.v_init * found)
         return snn
+
+    def thresholds_of(self, kind: Threshold) -> dict[str, Tensor]:
+        """Thresholds of all layers, computed once."""
+        settings = self.settings
+        if kind not in self.found:
+            self.found[kind] = {
+                name: thresholds(
+                    kind,
+                    self.observed[name],
+                    self.ann.get_submodule(name),
+                    self.steps,
+                    name=name,
+                    per_channel=settings.per_channel,
+                    percentile=settings.percentile,
+                    v_init=settings.v_init if settings.mmse_shift is None else settings.mmse_shift,
+                )
+                for name in self.sites
+            }
+        return self.found[kind]
 
     def try_all(self, kinds: tuple[Threshold, ...], biases: tuple[Bias, ...]) -> None:
         """Every threshold with every bias."""
@@ -250,16 +279,19 @@ class _Conversion:
                 self.consider(snn, kind, "ftbc", goal, step_size)
 
     def try_refit(self) -> None:
-        """The best network so far with its weights fitted to the spikes."""
-        best = self.best()
-        snn = self.rebuild(best)
-        refit = Refit(self.ann, snn, self.steps)
-        for number, images in enumerate(self.images.fitting, 1):
-            self.bar.show(f"fitting weights, batch {number} of {len(self.images.fitting)}")
-            with self.clock("weights"):
-                refit.update(images)
-        one = best.candidate
-        self.consider(snn, one.threshold, one.bias, one.rounds, one.step_size, "least_squares")
+        """The best network of each threshold with its weights fitted to the spikes, and FTBC kept up if it has that."""
+        for kind in dict.fromkeys(trial.candidate.threshold for trial in self.trials):
+            start = self.best([trial for trial in self.trials if trial.candidate.threshold == kind])
+            one = start.candidate
+            step_size = one.step_size or self.settings.step_sizes[0]
+            snn = self.rebuild(start)
+            refit = Refit(self.ann, snn, self.steps, step_size if one.bias == "ftbc" else None)
+            for number, images in enumerate(self.images.fitting, 1):
+                self.bar.show(f"threshold {kind}, fitting weights, batch {number} of {len(self.images.fitting)}")
+                with self.clock("weights"):
+                    refit.update(images)
+            rounds = one.rounds + len(self.images.fitting) * (one.bias == "ftbc")
+            self.consider(snn, kind, one.bias, rounds, step_size if one.bias == "ftbc" else 0.0, refit=True)
 
     def consider(
         self,
@@ -268,23 +300,18 @@ class _Conversion:
         bias: Bias,
         rounds: int = 0,
         step_size: float = 0.0,
-        weights: Weights = "keep",
+        refit: bool = False,
     ) -> None:
         """Measure a network on the images to choose on, and remember its corrections."""
         with self.clock("choosing"):
             errors, hits = self.measure(snn)
-        candidate = Candidate(threshold, bias, rounds, step_size, weights, errors[-1], float(hits.mean()))
-        state = (
-            snn.state_dict()
-            if weights != "keep"
-            else {
-                f"{name}.{kind}": tensor
-                for name, neuron in snn.neurons.items()
-                for kind, tensor in neuron.named_buffers()
-            }
-        )
-        kept = {name: tensor.clone() for name, tensor in state.items()}
-        self.trials.append(_Trial(candidate, errors, hits, kept))
+        candidate = Candidate(threshold, bias, rounds, step_size, refit, errors[-1], float(hits.mean()))
+        kept = {
+            key: tensor.clone()
+            for key, tensor in snn.state_dict().items()
+            if refit or isinstance(snn.get_submodule(key.rpartition(".")[0]), ConvertedIF)
+        }
+        self.trials.append(Trial(candidate, errors, hits, kept))
 
     def measure(self, snn: ConvertedSNN) -> tuple[tuple[float, ...], Tensor]:
         """Logit error after 1 .. T steps, and which answers were right after T."""
@@ -298,27 +325,25 @@ class _Conversion:
         values = sum(logits.numel() for logits in self.logits)
         return tuple((squares / values / self.spread).tolist()), torch.cat(hits)
 
-    def best(self) -> "_Trial":
-        """The trial with the least logit error among those whose accuracy is as good as the best can be told."""
-        top = max(self.trials, key=lambda trial: (float(trial.hits.mean()), -trial.candidate.logit_error))
+    def best(self, trials: Sequence["Trial"] | None = None) -> "Trial":
+        """The trial with the least logit error among those whose accuracy cannot be told from the best."""
+        trials = self.trials if trials is None else trials
+        top = max(trials, key=lambda trial: (float(trial.hits.mean()), -trial.candidate.logit_error))
 
-        def as_good(trial: _Trial) -> bool:
+        def as_good(trial: Trial) -> bool:
             lead = top.hits - trial.hits  # the same images for both: the spread of the difference counts
             return float(lead.mean()) <= float(lead.std(correction=0)) / len(lead) ** 0.5
 
-        return min(filter(as_good, self.trials), key=lambda trial: trial.candidate.logit_error)
+        return min(filter(as_good, trials), key=lambda trial: trial.candidate.logit_error)
 
-    def rebuild(self, trial: "_Trial") -> ConvertedSNN:
+    def rebuild(self, trial: "Trial") -> ConvertedSNN:
         """The network of a trial."""
         snn = self.build(trial.candidate.threshold)
-        if trial.candidate.weights != "keep":
-            for name, layer in snn.network.named_modules():
-                for kind in dict(layer.named_parameters(recurse=False)):
-                    setattr(layer, kind, nn.Parameter(trial.state[f"network.{name}.{kind}"], requires_grad=False))
-        for name, neuron in snn.neurons.items():
-            for kind in dict(neuron.named_buffers()):
-                key = f"{name}.{kind}" if trial.candidate.weights == "keep" else f"network.{name}.neuron.{kind}"
-                setattr(neuron, kind, trial.state[key])
+        for key, tensor in trial.state.items():
+            path, _, name = key.rpartition(".")
+            module = snn.get_submodule(path)
+            buffer = name in dict(module.named_buffers(recurse=False))
+            setattr(module, name, tensor if buffer else nn.Parameter(tensor, requires_grad=False))
         return snn
 
     def finish(self) -> ConvertedSNN:
@@ -351,7 +376,7 @@ class _Conversion:
 
 
 @dataclass(frozen=True)
-class _Trial:
+class Trial:
     """A combination of settings: how it did, and the tensors to build it again."""
 
     candidate: Candidate

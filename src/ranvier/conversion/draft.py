@@ -1,6 +1,6 @@
 """The normalised graph while it is written, call by call."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -59,7 +59,7 @@ class Draft:
         return free_path(path, self.parts)
 
 
-def free_path(path: str, taken: Any) -> str:
+def free_path(path: str, taken: Collection[str]) -> str:
     """`path`, or the first of `path_1`, `path_2`, ... that is not among the paths `taken`, nor above one of them."""
     candidate, count = path, 0
     while any(f"{other}.".startswith(f"{candidate}.") for other in taken):

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ranvier.conversion.draft import sizes
-from ranvier.conversion.vocabulary import ChannelAffine
+from ranvier.conversion.vocabulary import LAYERS, ChannelAffine
 
 
 def scale_and_shift(
@@ -67,15 +67,12 @@ def fold_batchnorm(module: fx.GraphModule) -> None:
             continue
         (source,) = node.all_input_nodes
         layer = _module_of(source, module)
-        if isinstance(layer, ABSORBING) and len(source.users) == 1 and _channels_first(source, layer):
+        if isinstance(layer, LAYERS) and len(source.users) == 1 and _channels_first(source, layer):
             absorb(layer, affine.scale, affine.shift)
             node.replace_all_uses_with(source)
             module.graph.erase_node(node)
     module.delete_all_unused_submodules()
     module.recompile()
-
-
-ABSORBING = (nn.Conv1d, nn.Conv2d, nn.Linear)
 
 
 def _module_of(node: fx.Node, module: fx.GraphModule) -> nn.Module | None:

@@ -6,7 +6,7 @@ from torch import fx
 
 from ranvier.conversion.draft import free_path
 from ranvier.conversion.recording import ConversionError
-from ranvier.conversion.vocabulary import FUNCTIONS, MAX_POOLS, is_layer, is_rearrangement, is_site
+from ranvier.conversion.vocabulary import FUNCTIONS, MAX_POOLS, is_rearrangement, is_site, makes_current
 
 
 def pool_before_activations(module: fx.GraphModule) -> None:
@@ -87,7 +87,7 @@ def _combines_activations(x: fx.Node, module: fx.GraphModule) -> bool:
     """Whether activations reach `x` through no layer. A sum with a current is a current."""
     if is_site(x, module):
         return True
-    if is_layer(x, module):
+    if makes_current(x, module):
         return False
     several = all if x.target is FUNCTIONS["add"] else any
     sources = [source for source in x.all_input_nodes if source.op != "get_attr"]

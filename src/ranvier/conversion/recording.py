@@ -92,9 +92,6 @@ def record(model: nn.Module, images: Tensor) -> Recording:
         model: In the mode to be recorded, without gradients.
         images: `[B, ...]`. The model may change them, if it works in place.
 
-    Returns:
-        The calls, with which memory of all their results is kept.
-
     Raises:
         ConversionError: Data decides what is computed, the output does not depend on the images through functions of
             torch, or forward itself fails.

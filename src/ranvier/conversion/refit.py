@@ -4,13 +4,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from ranvier.conversion.bias import ftbc
 from ranvier.conversion.spiking import ConvertedSNN
 from ranvier.conversion.walk import walk
+from ranvier.nn import unfold_time
+
+Layer = nn.Conv1d | nn.Conv2d | nn.Linear
 
 RIDGE = 1e-2
 """Weight of staying near the ANN's weights, relative to the mean square of the inputs."""
 MAX_ROWS = 2**16
-"""Samples times positions that one batch contributes to the fit of a layer; more are thinned out evenly."""
+"""Samples times positions that one batch contributes to the fit of a layer; of more, positions are drawn at random."""
 
 
 class Refit:
@@ -25,40 +29,44 @@ class Refit:
     bias included, x the patches that a convolution sees. Layers are fitted in forward order, each on what reaches it
     through the fitted ones before it. Only forward passes are used, and neither labels nor gradients.
 
-    Each batch that `update` is given adds to the sums x x' and (z - W x) x', and sets the weights anew.
+    Each batch that `update` is given adds to the sums x x' and (z - W x) x', and sets the weights anew. A regression on
+    noisy inputs gives smaller outputs, on which neurons would fire too seldom; with `step_size`, a round of FTBC on the
+    same pass keeps their means where they belong.
 
     Args:
         ann: From `trace`; its weights stay.
         snn: From `spiking`, of that graph; its weights are changed.
         steps: T.
+        step_size: Of the FTBC round that goes with each update; None leaves biases alone.
 
     Note: grouped convolutions are left as they are, since each output sees only part of the patches.
 
     Source: our own; the least-squares step of Li et al. 2021 (weight calibration), which they take by gradient descent.
     """
 
-    def __init__(self, ann: fx.GraphModule, snn: ConvertedSNN, steps: int) -> None:
+    def __init__(self, ann: fx.GraphModule, snn: ConvertedSNN, steps: int, step_size: float | None = None) -> None:
         self.ann = ann
         self.snn = snn
         self.steps = steps
+        self.step_size = step_size
         self.squares: dict[str, Tensor] = {}
         self.products: dict[str, Tensor] = {}
+        self.generator = torch.Generator().manual_seed(0)
 
     def update(self, images: Tensor) -> None:
         """Fit all layers again, with one batch `[B, ...]` more."""
-        walk(self.ann, self.snn, images, self.steps, visit_layer=self._fit)
+        if self.step_size is None:
+            walk(self.ann, self.snn, images, self.steps, visit_layer=self._fit)
+        else:
+            ftbc(self.ann, self.snn, images, self.steps, step_size=self.step_size, visit_layer=self._fit)
 
     def _fit(self, name: str, layer: nn.Module, spikes: Tensor, target: Tensor) -> None:
-        assert isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear)
-        if len(spikes) != self.steps * len(target) or (not isinstance(layer, nn.Linear) and layer.groups > 1):
-            return
         original = self.ann.get_submodule(name)
-        assert isinstance(original, nn.Conv1d | nn.Conv2d | nn.Linear)
-        mean = spikes.unflatten(0, (self.steps, -1)).mean(0)
-        x, z = _patches(layer, mean), target.movedim(1, -1).flatten(0, -2)
-        if len(x) > MAX_ROWS:
-            kept = torch.arange(0, len(x), -(-len(x) // MAX_ROWS), device=x.device)
-            x, z = x[kept], z[kept]
+        assert isinstance(layer, Layer)
+        assert isinstance(original, Layer)
+        if not isinstance(layer, nn.Linear) and layer.groups > 1:
+            return
+        x, z = self._rows(layer, unfold_time(spikes, self.steps).mean(0), target)
         x = torch.cat([x, x.new_ones(len(x), 1)], 1)
         bias = original.bias if original.bias is not None else x.new_zeros(len(original.weight))
         before = torch.cat([original.weight.flatten(1), bias.unsqueeze(1)], 1)
@@ -66,28 +74,37 @@ class Refit:
         self.products[name] = self.products.get(name, 0) + (z - x @ before.T).T @ x
         squares, products = self.squares[name].double(), self.products[name].double()
         ridge = RIDGE * squares.diagonal().mean() * torch.eye(len(squares), dtype=squares.dtype, device=x.device)
-        change = torch.linalg.solve(squares + ridge, products, left=False).float()
+        change = torch.linalg.solve(squares + ridge, products, left=False).to(before.dtype)
         after = before + change
         if layer.bias is None:
             layer.bias = nn.Parameter(bias.clone(), requires_grad=False)
         layer.weight.copy_(after[:, :-1].view_as(layer.weight))
         layer.bias.copy_(after[:, -1])
 
+    def _rows(self, layer: Layer, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs and outputs of a layer, one row per sample and position, at most about `MAX_ROWS`."""
+        if target.ndim == 2:
+            return x, target
+        z = (target if isinstance(layer, nn.Linear) else target.movedim(1, -1)).flatten(1, -2)
+        positions = z.shape[1]
+        kept = torch.randperm(positions, generator=self.generator)[: max(MAX_ROWS // len(x), 1)].to(x.device)
+        # Few samples at a time, because all patches of a batch can be a hundred times as large as it is.
+        parts = x.split(max(MAX_ROWS // positions, 1))
+        seen = [_patches(layer, part).unflatten(0, (len(part), -1))[:, kept] for part in parts]
+        return torch.cat(seen).flatten(0, 1), z[:, kept].flatten(0, 1)
 
-def _patches(layer: nn.Conv1d | nn.Conv2d | nn.Linear, x: Tensor) -> Tensor:
+
+def _patches(layer: Layer, x: Tensor) -> Tensor:
     """What each output of a layer sees, one row per sample and position, in the order of its flattened weights."""
     if isinstance(layer, nn.Linear):
         return x.flatten(0, -2)
+    kernel, stride, dilation = layer.kernel_size, layer.stride, layer.dilation
+    if isinstance(layer.padding, str):
+        spans = [d * (k - 1) if layer.padding == "same" else 0 for k, d in zip(kernel, dilation, strict=True)]
+        around = [(span // 2, span - span // 2) for span in spans]
+    else:
+        around = [(size, size) for size in layer.padding]
+    x = F.pad(x, [size for pair in reversed(around) for size in pair])
     if isinstance(layer, nn.Conv1d):
-        x = x.unsqueeze(2)
-    assert not isinstance(layer.padding, str)
-    one = (1,) if isinstance(layer, nn.Conv1d) else ()
-    none = (0,) if isinstance(layer, nn.Conv1d) else ()
-    seen = F.unfold(
-        x,
-        (*one, *layer.kernel_size),
-        dilation=(*one, *layer.dilation),
-        padding=(*none, *layer.padding),
-        stride=(*one, *layer.stride),
-    )
-    return seen.transpose(1, 2).flatten(0, 1)
+        x, kernel, stride, dilation = x.unsqueeze(2), (1, *kernel), (1, *stride), (1, *dilation)
+    return F.unfold(x, kernel, dilation=dilation, stride=stride).transpose(1, 2).flatten(0, 1)

@@ -98,7 +98,7 @@ def spiking(ann: fx.GraphModule, channels: Mapping[str, int], *, signed: bool = 
             if node.op == "call_module":
                 parts[target] = copy.deepcopy(ann.get_submodule(target))
             elif node.op == "get_attr":
-                parts[target] = ann.get_buffer(target)
+                parts[target] = ann.get_buffer(target).clone()
         if new[node].target is not fold_time:
             new[node].meta["ann"] = node.name
     return fx.GraphModule(parts, graph, "ConvertedGraph")

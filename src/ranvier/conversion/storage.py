@@ -12,6 +12,7 @@ from ranvier.conversion.vocabulary import from_json, to_json
 from ranvier.weights import load_parameters, load_tensors, save_tensors
 
 KIND = "converted"
+"""What a card of a converted network says it is."""
 
 
 def save(snn: ConvertedSNN, path: str | Path, card: Mapping[str, Any] | None = None) -> None:
@@ -51,8 +52,15 @@ def from_card(tensors: Mapping[str, Tensor], card: Mapping[str, Any], source: st
     """The network of tensors and card that were read already."""
     if card.get("kind") != KIND:
         raise ValueError(f"{source} holds no converted network. Pass a file that ranvier.conversion.save wrote.")
-    report = None if card["report"] is None else Account.from_json(card["report"])
-    network = from_json(card["graph"], SPIKING_MODULES, SPIKING_FUNCTIONS)
-    snn = ConvertedSNN(network, card["steps"], card["frame_dims"], report)
+    try:
+        report = None if card["report"] is None else Account.from_json(card["report"])
+        network = from_json(card["graph"], SPIKING_MODULES, SPIKING_FUNCTIONS)
+        snn = ConvertedSNN(network, card["steps"], card["frame_dims"], report)
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"the card of {source} lacks or has something else than expected ({error}). "
+            "The file was written by another version of ranvier: load it with that one."
+        ) from error
     load_parameters(snn, tensors, source)
+    snn.load_state_dict(dict(tensors), assign=True)  # in the data types that they were saved in
     return snn

@@ -44,6 +44,7 @@ class Activations:
         return Activations(self.top.max().view(1), counts.index_add_(1, index.flatten(), self.counts.view(1, -1)))
 
 
+@torch.no_grad()
 def observe(ann: fx.GraphModule, sites: Iterable[str], batches: Iterable[Tensor]) -> dict[str, Activations]:
     """Distributions of all activations over the calibration images, in two passes of the ANN.
 
@@ -103,7 +104,8 @@ def thresholds(
         balance      local threshold balancing: from 0, 1000 times theta += 0.1 * 2 E max(a - theta, 0)
         qcfs         the ceiling that a QCFS activation has learned
 
-    Channels that were never active on the calibration images get the largest activation of the layer.
+    Channels for which this gives zero, such as a percentile of one that is rarely active, get their largest activation;
+    those that were never active on the calibration images get that of the layer.
 
     Args:
         kind: See above.
@@ -137,7 +139,8 @@ def thresholds(
         found = _balanced(seen)
     # The smallest threshold keeps a layer that is silent on all images from firing at a current of zero.
     quiet = observed.top.max().clamp_min(1e-6)
-    return torch.where(found > 0, found, quiet).float().expand_as(observed.top).clone()
+    instead = torch.where(seen.top > 0, seen.top, quiet)
+    return torch.where(found > 0, found, instead).float().expand_as(observed.top).clone()
 
 
 def _ceiling(activation: nn.Module, name: str) -> Tensor:
@@ -146,12 +149,18 @@ def _ceiling(activation: nn.Module, name: str) -> Tensor:
             f"threshold='qcfs' takes the ceilings that a network with QCFS activations has learned, but {name} is a "
             "ReLU. Use threshold='mmse', or train the ANN with rv.nn.QCFS in place of ReLU."
         )
+    if not bool((activation.ceiling > 0).all()):
+        raise ValueError(
+            f"the ceiling that {name} has learned is {float(activation.ceiling.min()):.3g}, not above 0: "
+            "the layer is dead. Train the ANN with a lower learning rate."
+        )
     return activation.ceiling.detach()
 
 
 def _quantile(observed: Activations, share: float) -> Tensor:
     cumulated = observed.counts.cumsum(1) / observed.counts.sum(1, keepdim=True)
-    index = (cumulated < share).sum(1, keepdim=True).clamp_max(BINS)
+    # 99.9 / 100 is a rounding error more than 999 / 1000, which would take in the one value that is to be left out.
+    index = (cumulated < share - 1e-9).sum(1, keepdim=True).clamp_max(BINS)
     return observed.values.gather(1, index).squeeze(1)
 
 

@@ -83,7 +83,7 @@ def _check_modules(ann: nn.Module) -> None:
         if isinstance(module, Network) and module is not ann:
             raise ConversionError(
                 f"{path} (Network): a network of ranvier inside another module has a time axis, which an ANN has not. "
-                "Convert the network itself, or build the module with ranvier.conversion.without_time(network)."
+                "Convert the network itself, or put ranvier.conversion.without_time.without_time(network) in its place."
             )
         if isinstance(module, torch.jit.ScriptModule):
             raise ConversionError(

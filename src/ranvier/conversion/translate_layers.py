@@ -62,11 +62,24 @@ def _convolution(kind: type[nn.Conv1d] | type[nn.Conv2d]) -> Handler:
     ) -> fx.Node:
         require_constants(draft, weight, bias)
         outputs, inputs, *kernel = weight.shape
+        around = 0 if isinstance(padding, str) else padding
         with torch.device("meta"):
-            layer = kind(inputs * groups, outputs, tuple(kernel), stride, padding, dilation, groups)  # type: ignore[arg-type]
+            layer = kind(inputs * groups, outputs, tuple(kernel), stride, around, dilation, groups)  # type: ignore[arg-type]
+        if padding == "same":
+            input = _padded_same(draft, input, layer)
         return draft.module("conv", _with_weights(layer, weight, bias), input)
 
     return convolve
+
+
+def _padded_same(draft: Draft, input: fx.Node, layer: nn.Conv1d | nn.Conv2d) -> fx.Node:
+    """Padding that keeps the size: in the layer, or before it where the two sides differ."""
+    totals = [dilation * (kernel - 1) for dilation, kernel in zip(layer.dilation, layer.kernel_size, strict=True)]
+    if all(total % 2 == 0 for total in totals):
+        layer.padding = tuple(total // 2 for total in totals)
+        return input
+    sides = [side for total in reversed(totals) for side in (total // 2, total - total // 2)]
+    return draft.function("pad", input, sides, "constant")
 
 
 def _linear(draft: Draft, input: fx.Node, weight: Tensor, bias: Tensor | None = None) -> fx.Node:

@@ -55,8 +55,7 @@ class ChannelAffine(nn.Module):
     Shape: `[B, C, ...]`.
 
     >>> affine = ChannelAffine(2)
-    >>> affine.shift.copy_(torch.tensor([0.0, 3.0]))
-    tensor([0., 3.])
+    >>> _ = affine.shift.copy_(torch.tensor([0.0, 3.0]))
     >>> affine(torch.ones(1, 2)).tolist()
     [[1.0, 4.0]]
     """
@@ -79,8 +78,8 @@ class ChannelAffine(nn.Module):
 SITES = (Rectifier, QCFS)
 """Activations, one module for each use: where neurons will stand."""
 
-LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear, ChannelAffine)
-"""What turns activations into currents: layers with weights."""
+LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear)
+"""Layers with weights."""
 
 
 def reshape_samples(x: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -156,9 +155,10 @@ def is_site(node: fx.Node, module: fx.GraphModule) -> bool:
     return node.op == "call_module" and isinstance(module.get_submodule(str(node.target)), SITES)
 
 
-def is_layer(node: fx.Node, module: fx.GraphModule) -> bool:
-    """Whether a node of `module` is a layer with weights."""
-    return node.op == "call_module" and isinstance(module.get_submodule(str(node.target)), LAYERS)
+def makes_current(node: fx.Node, module: fx.GraphModule) -> bool:
+    """Whether a node of `module` has weights for its input, a layer or a `ChannelAffine`."""
+    weighted = (*LAYERS, ChannelAffine)
+    return node.op == "call_module" and isinstance(module.get_submodule(str(node.target)), weighted)
 
 
 def is_rearrangement(node: fx.Node) -> bool:

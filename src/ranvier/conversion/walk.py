@@ -14,7 +14,7 @@ Visit = Callable[[str, ConvertedIF, Tensor, Tensor], Tensor]
 """`visit(name, neuron, current [T, B, ...], activation [B, ...]) -> transmitted [T, B, ...]`."""
 
 VisitLayer = Callable[[str, nn.Module, Tensor, Tensor], None]
-"""`visit(name, layer, input [T B or B, ...], output of the ANN [B, ...])`, called before the layer runs."""
+"""`visit(name, layer, input [T B, ...], output of the ANN [B, ...])`, called before the layer runs."""
 
 
 def fire(name: str, neuron: ConvertedIF, current: Tensor, activation: Tensor) -> Tensor:
@@ -46,8 +46,8 @@ def walk(
         steps: T.
         visit: Called for every neuron in order, with the current that reaches it and the activation of the ANN that it
             stands for; returns what the neuron transmits.
-        visit_layer: Called for every layer with weights, with its input in the spiking network, `[B, ...]` before the
-            first neuron, and its output in the ANN.
+        visit_layer: Called for every layer with weights that spikes reach, with its input in the spiking network and
+            its output in the ANN.
 
     Returns:
         Logits of the ANN `[B, K]` and of the spiking network `[T, B, K]`.
@@ -56,6 +56,7 @@ def walk(
     of_ann: dict[fx.Node, Any] = {}
     of_snn: dict[fx.Node, Any] = {}
     inputs = iter((images, steps, len(images), None))
+    varying: set[fx.Node] = set()
     dead_in_ann, dead_in_snn = _last_uses(ann.graph), _last_uses(snn.network.graph)
     for node in snn.network.graph.nodes:
         twin = twins.get(node.meta.get("ann", ""))
@@ -72,8 +73,11 @@ def walk(
             if isinstance(module, Activation) and isinstance(module.neuron, ConvertedIF):
                 assert twin is not None
                 of_snn[node] = visit(name, module.neuron, of_snn[node.all_input_nodes[0]], of_ann[twin])
+                varying.add(node)
             else:
-                if visit_layer is not None and isinstance(module, LAYERS):
+                if not varying.isdisjoint(node.all_input_nodes):
+                    varying.add(node)
+                if visit_layer is not None and node in varying and isinstance(module, LAYERS):
                     assert twin is not None
                     visit_layer(name, module, of_snn[node.all_input_nodes[0]], of_ann[twin])
                 of_snn[node] = _call(snn.network, node, of_snn)

@@ -94,6 +94,10 @@ class ImageSet:
         """Mean and standard deviation of each channel over all pixels, in [0, 1] units."""
         return _channel_statistics(self.images)
 
+    def first(self, count: int) -> ImageSet:
+        """The first `count` images, at least 1; all if there are fewer."""
+        return self._take(torch.arange(min(max(count, 1), len(self))))
+
     def _take(self, indices: Tensor) -> ImageSet:
         indices = indices.to(self.images.device)
         return replace(self, images=self.images[indices], labels=self.labels[indices])
@@ -175,6 +179,10 @@ class StreamedImages:
         """Mean and standard deviation of each channel, in [0, 1] units, from `sample` evenly spaced images."""
         indices = np.unique(np.linspace(0, len(self) - 1, min(sample, len(self))).round().astype(int))
         return _channel_statistics(torch.stack([self[int(index)][0] for index in indices]))
+
+    def first(self, count: int) -> StreamedImages:
+        """The first `count` images, at least 1; all if there are fewer."""
+        return self._take(torch.arange(min(max(count, 1), len(self))))
 
     def _take(self, indices: Tensor) -> StreamedImages:
         return replace(self, source=self.source.select(indices.tolist()), labels=self.labels[indices])

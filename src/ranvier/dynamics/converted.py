@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ranvier.checks import shape_of
 from ranvier.dynamics.scan import check_scan, per_channel
 
 
@@ -67,16 +68,19 @@ def converted_scan(
         Transmitted values `[T, B, C, ...]`; the state after step T.
 
     Raises:
-        ValueError: `current` has no steps, more than `bias` has rows for, or does not fit `state`.
+        TypeError: `state` is not what an earlier call returned.
+        ValueError: `current` has no steps, more than `bias` has rows for, other channels than the neurons, or does not
+            fit `state`.
 
     Source: Wu et al. 2024 (forward temporal bias correction), section 3, the sign of the bias as in its code; signed
     spikes: Wang et al. 2022, "Signed Neuron with Memory". No gradient passes through a spike.
 
     >>> x = torch.full((4, 1, 1), 0.6)
     >>> converted_scan(x, None, torch.ones(1), torch.zeros(1, 1), torch.full((1,), 0.5))[0].flatten().tolist()
-    [1.0, 0.0, 1.0, 1.0]
+    [1.0, 0.0, 1.0, 0.0]
     """
     v, emitted, rows, state = begin(current, state, bias, v_init, signed)
+    check_num_channels("threshold", threshold, current)
     threshold = per_channel(threshold, current[0])
     sent = []
     for x, b in zip(current.unbind(0), rows, strict=True):
@@ -90,25 +94,39 @@ def begin(
 ) -> tuple[Tensor, Tensor, list[Tensor], ConvertedState]:
     """Check a call, and give the potential, the counts, one row of bias per step, and the state it starts from."""
     check_scan(current, None)
+    if current.ndim < 3:
+        raise ValueError(f"current has shape {shape_of(current)}, but converted neurons need channels: [T, B, C, ...].")
+    check_num_channels("bias", bias[0], current)
+    check_num_channels("v_init", v_init, current)
     dtype = torch.promote_types(current.dtype, torch.float32)
     first = current[0]
     if state is None:
-        like = v_init if v_init.ndim == first.ndim - 1 else v_init.view(-1, *[1] * (first.ndim - 2))
-        if like.shape[1:] != first.shape[2:] and like.numel() != like.shape[0]:
+        per_neuron = v_init.ndim > 1
+        if per_neuron and v_init.shape != first.shape[1:]:
             raise ValueError(
-                f"current has shape {list(current.shape)}, but the initial potentials were calibrated for each neuron "
-                f"of {list(like.shape)}. Use images of the size that calibration used, or another bias than potential."
+                f"current has shape {shape_of(current)}, but the initial potentials were calibrated for each neuron of "
+                f"{shape_of(v_init)}. Use images of the size that calibration used, or another bias than potential."
             )
-        v = torch.empty_like(first, dtype=dtype).copy_(like.expand(first.shape))
+        start = v_init if per_neuron else per_channel(v_init, first)
+        v = torch.empty_like(first, dtype=dtype).copy_(start.expand(first.shape))
         emitted = torch.zeros_like(v) if signed else v.new_empty(0)
         state = ConvertedState(v, emitted, 0)
+    elif not isinstance(state, ConvertedState):
+        raise TypeError(
+            f"state is a {type(state).__name__}, but must be the ConvertedState that an earlier call returned, or None."
+        )
     elif state.v.shape != first.shape:
         raise ValueError(
-            f"state.v has shape {list(state.v.shape)} but current is {list(current.shape)} ([T, B, ...]). "
+            f"state.v has shape {shape_of(state.v)} but current is {shape_of(current)} ([T, B, ...]). "
             "Pass state=None at the start of a new batch, or keep the batch size while streaming."
         )
+    elif signed and state.emitted.shape != first.shape:
+        raise ValueError(
+            f"state.emitted has shape {shape_of(state.emitted)} but current is {shape_of(current)}: signed neurons "
+            "need their counts, and unsigned ones keep none. Pass the state that the same neurons returned."
+        )
     end = state.step + len(current)
-    if len(bias) not in (1,) and end > len(bias):
+    if len(bias) > 1 and end > len(bias):
         raise ValueError(
             f"step {end} was asked for, but the biases were calibrated for steps 1 to {len(bias)}. "
             f"Run at most {len(bias)} steps, or convert again with steps={end}."
@@ -116,3 +134,12 @@ def begin(
     rows = bias.expand(end, -1)[state.step : end] if len(bias) == 1 else bias[state.step : end]
     shaped = rows.view(*rows.shape, *[1] * (first.ndim - 2)).to(dtype)
     return state.v, state.emitted, list(shaped.unbind(0)), state
+
+
+def check_num_channels(name: str, parameter: Tensor, current: Tensor) -> None:
+    """Raise unless `parameter` has one value for each channel of `current` `[T, B, C, ...]`, or one for all."""
+    if len(parameter) not in (1, current.shape[2]):
+        raise ValueError(
+            f"current has shape {shape_of(current)}, but {name} is for {len(parameter)} channels, which need "
+            f"[T, B, {len(parameter)}, ...]."
+        )

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from ranvier import dynamics
-from ranvier.dynamics.converted import ConvertedState, begin, converted_step
-from ranvier.dynamics.scan import per_channel
+from ranvier.dynamics.converted import ConvertedState, begin, check_num_channels, converted_step
+from ranvier.dynamics.scan import check_scan, per_channel
 from ranvier.kernels.dispatch import Implementation, choose, compile_whole, run_size
+from ranvier.kernels.scan import sizes_open
 
 
 def converted_scan(
@@ -31,15 +32,17 @@ def converted_scan(
     Raises:
         RuntimeError: `compiled` was asked for and cannot run here.
     """
+    check_scan(current, None)
     choice = choose(implementation, current.device, run_size(current))
     if choice.implementation == "reference":
         return dynamics.converted_scan(current, state, threshold, bias, v_init, signed)
     v, emitted, rows, state = begin(current, state, bias, v_init, signed)
+    check_num_channels("threshold", threshold, current)
     threshold = per_channel(threshold, current[0])
     sent = torch.empty_like(current, memory_format=torch.preserve_format)
     step = _compiled_step()
     for x, b, y in zip(current.unbind(0), rows, sent.unbind(0), strict=True):
-        v, emitted = step(x, v, emitted, threshold, b, y, signed)
+        v, emitted = step(*map(sizes_open, (x, v, emitted, threshold, b, y)), signed)
     return sent, ConvertedState(v, emitted, state.step + len(current))
 
 

@@ -47,7 +47,7 @@ def scan(
     if choice.implementation == "reference":
         return dynamics.scan(step, current, state, params, *learned)
     compiled = _compiled(dynamics.scan, step, params, current.shape[0])
-    return compiled(step, _sizes_open(current, 1), _state_open(state), params, *map(_sizes_open, learned))
+    return compiled(step, sizes_open(current, 1), _state_open(state), params, *map(sizes_open, learned))
 
 
 def _with_implementation(reference: Scan) -> Scan:
@@ -66,7 +66,7 @@ def _with_implementation(reference: Scan) -> Scan:
         if choice.implementation == "reference":
             return reference(current, state, params, *learned)
         compiled = _compiled(reference, None, params, current.shape[0])
-        return compiled(_sizes_open(current, 1), _state_open(state), params, *map(_sizes_open, learned))
+        return compiled(sizes_open(current, 1), _state_open(state), params, *map(sizes_open, learned))
 
     return run
 
@@ -77,7 +77,7 @@ def _compiled(reference: Scan, step: Step | None, params: Any, steps: int) -> Sc
     return compile_whole(reference)
 
 
-def _sizes_open(tensor: Tensor, first: int = 0) -> Tensor:
+def sizes_open(tensor: Tensor, first: int = 0) -> Tensor:
     """The same memory as another tensor, whose sizes from axis `first` the compiler treats as variable.
 
     `dynamic=True` would open the neuron's numbers too. The mark stays off the caller's tensor. An ordinary view would
@@ -90,7 +90,7 @@ def _sizes_open(tensor: Tensor, first: int = 0) -> Tensor:
 
 
 def _state_open(state: NeuronState | None) -> NeuronState | None:
-    return None if state is None else NeuronState(_sizes_open(state.v))
+    return None if state is None else NeuronState(sizes_open(state.v))
 
 
 if_scan = _with_implementation(dynamics.if_scan)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ranvier import kernels
-from ranvier.checks import check_positive
+from ranvier.checks import check_positive, shape_of
 from ranvier.dynamics import ConvertedState
 from ranvier.kernels.dispatch import Implementation
 from ranvier.nn.neurons import Neuron
@@ -28,7 +28,7 @@ class ConvertedIF(Neuron):
         implementation: `auto`, `reference` or `compiled`.
 
     >>> ConvertedIF(1)(torch.full((4, 1, 1), 0.6)).flatten().tolist()
-    [1.0, 0.0, 1.0, 1.0]
+    [1.0, 0.0, 1.0, 0.0]
     """
 
     threshold: Tensor
@@ -46,10 +46,13 @@ class ConvertedIF(Neuron):
     ) -> None:
         super().__init__(implementation, num_channels)
         check_positive("steps", steps)
+        shape = list(shape or (num_channels,))
+        if shape[0] != num_channels:
+            raise ValueError(f"shape is {shape}, but must begin with the {num_channels} channels: [C, H, W].")
         self.signed = signed
         self.register_buffer("threshold", torch.ones(num_channels))
         self.register_buffer("bias", torch.zeros(steps, num_channels))
-        self.register_buffer("v_init", torch.full(tuple(shape or (num_channels,)), 0.5))
+        self.register_buffer("v_init", torch.full(shape, 0.5))
 
     def scan(self, current: Tensor, state: ConvertedState | None) -> tuple[Tensor, ConvertedState]:  # type: ignore[override]
         """Run `converted_scan`."""
@@ -60,4 +63,5 @@ class ConvertedIF(Neuron):
     def extra_repr(self) -> str:
         """Settings, as printed."""
         steps = f", steps={len(self.bias)}" if len(self.bias) > 1 else ""
-        return f"{len(self.threshold)}{steps}" + ", signed" * self.signed
+        shape = f", shape={shape_of(self.v_init)}" if self.v_init.ndim > 1 else ""
+        return f"{len(self.threshold)}{steps}{shape}" + ", signed" * self.signed

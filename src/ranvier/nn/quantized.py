@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ranvier.checks import check_channels, check_positive
+from ranvier.checks import check_channels, check_count, check_positive
 from ranvier.dynamics import qcfs
 
 
@@ -16,7 +16,7 @@ class QCFS(nn.Module):
 
     Args:
         num_channels: Not used; accepted so that models can build any activation alike.
-        levels: L. 4 is best for few time steps, 8 has the more accurate ANN.
+        levels: L, a whole number of at least 1. 4 is best for few time steps, 8 has the more accurate ANN.
         ceiling_init: Initial ceiling; the paper has 8. Inputs that a normalisation brought to unit variance rarely
             exceed 4.
 
@@ -29,9 +29,9 @@ class QCFS(nn.Module):
     def __init__(self, num_channels: int | None = None, *, levels: int = 8, ceiling_init: float = 4.0) -> None:
         super().__init__()
         check_channels(num_channels)
-        check_positive("levels", levels)
+        check_count("levels", levels)
         check_positive("ceiling_init", ceiling_init)
-        self.levels = int(levels)
+        self.levels = levels
         self.ceiling = nn.Parameter(torch.tensor(float(ceiling_init)))
 
     def forward(self, x: Tensor) -> Tensor:

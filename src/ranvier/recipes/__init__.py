@@ -1,6 +1,7 @@
 """Recipes: typed functions that return every setting of one training, and the run that carries it out."""
 
 from ranvier.recipes.cifar10 import cifar10, cifar10_ann, cifar10_ann_full
+from ranvier.recipes.convert import ConversionResult, convert
 from ranvier.recipes.demo import Demo, demo
 from ranvier.recipes.digits import digits, digits_ann
 from ranvier.recipes.fashion_mnist import fashion_mnist, fashion_mnist_ann, fashion_mnist_full
@@ -11,6 +12,7 @@ from ranvier.recipes.run import Evaluation, InputFormat, Result, Trained, evalua
 __all__ = [
     "AnnRecipe",
     "AnnSettings",
+    "ConversionResult",
     "Demo",
     "Evaluation",
     "InputFormat",
@@ -22,6 +24,7 @@ __all__ = [
     "cifar10",
     "cifar10_ann",
     "cifar10_ann_full",
+    "convert",
     "demo",
     "digits",
     "digits_ann",

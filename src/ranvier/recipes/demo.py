@@ -85,7 +85,7 @@ def demo(out: str | Path, *, seed: int = 0, **overrides: Any) -> Demo:
 def _draw_raster(folder: Path, path: Path) -> None:
     trained = load_trained(folder)
     images, labels = next(iter(trained.batches()))
-    spikes = record_spikes(trained.model, images[:1], trained.recipe.steps)
+    spikes = record_spikes(trained.model, images[:1], trained.steps)
     layers = {f"layer {index}": emitted for index, emitted in enumerate(spikes.values(), 1)}
     spike_raster(layers, title=f"Burst neurons looking at a {int(labels[0])}", path=path)
 

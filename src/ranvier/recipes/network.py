@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch import nn
 
 from ranvier import models
-from ranvier.checks import check_choice, check_positive
+from ranvier.checks import check_choice, check_count, check_positive
 from ranvier.dynamics import Reset
 from ranvier.kernels.dispatch import Implementation
 from ranvier.nn import IF, LIF, LIFB, PLIF, QCFS
@@ -130,7 +130,7 @@ class AnnSettings:
     def __post_init__(self) -> None:
         check_choice("model", self.model, ("mlp", *(name for name in MODELS if name not in UNCONVERTIBLE)))
         check_choice("activation", self.activation, ("relu", "qcfs"))
-        check_positive("levels", self.levels)
+        check_count("levels", self.levels)
         check_positive("ceiling_init", self.ceiling_init)
         _warn_of_idle(
             self,

@@ -41,6 +41,11 @@ class TrainingRecipe:
         for name in ("epochs", "batch_size"):
             check_positive(name, getattr(self, name))
 
+    @property
+    def label(self) -> str:
+        """What is trained and how, in few words."""
+        return self.name
+
     def override(self, **settings: Any) -> Self:
         """A copy with other values for the named fields, wherever in the recipe they live.
 
@@ -130,6 +135,10 @@ class AnnRecipe(TrainingRecipe):
     label_smoothing: float = 0.0
     """Share of the target that is spread over all classes."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.loss  # refuses what cannot be, before any work
+
     @property
     def steps(self) -> int:
         """An ANN answers once."""
@@ -147,13 +156,15 @@ class AnnRecipe(TrainingRecipe):
         return f"{self.network.model}-{self.network.activation}{levels}"
 
 
-def read_recipe(content: Mapping[str, Any]) -> Recipe | AnnRecipe:
-    """The recipe on a card, whichever kind it is.
+def read_recipe(content: Mapping[str, Any]) -> Recipe | AnnRecipe | TrainingRecipe:
+    """The recipe on a card, whichever kind it is; a network that others trained has only the part about its data.
 
     Raises:
         ValueError: A field is unknown: the file is from another version.
     """
-    is_ann = "activation" in content.get("network", {})
+    if "network" not in content:
+        return TrainingRecipe.from_json(content)
+    is_ann = "activation" in content["network"]
     return AnnRecipe.from_json(content) if is_ann else Recipe.from_json(content)
 
 

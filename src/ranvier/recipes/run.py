@@ -10,8 +10,9 @@ import torch
 from rich.console import Group
 from rich.table import Table
 
-from ranvier import data, provenance
+from ranvier import conversion, data, provenance
 from ranvier.atomic import write_json
+from ranvier.conversion import ConvertedSNN
 from ranvier.data import Augmentation, Batches, ImageSet, ImageSplits, Normalization, StreamedImages
 from ranvier.evaluation import AccuracyByStep, Activity, accuracy_by_step, firing_rates
 from ranvier.kernels import compile_whole
@@ -57,6 +58,14 @@ class InputFormat:
             raise ValueError(
                 f"the input format on this card does not fit this version of ranvier ({error})."
             ) from error
+
+    def check(self, splits: ImageSplits) -> None:
+        """Raise unless the images are of this kind."""
+        if splits.test.classes != self.classes or splits.test.shape[0] != self.channels:
+            raise ValueError(
+                f"the network tells apart {len(self.classes)} classes on {self.channels} channels, but "
+                f"{splits.test.name} has {splits.test.num_classes} classes and images of shape {splits.test.shape}."
+            )
 
     def build(self, recipe: Recipe | AnnRecipe) -> Network:
         """The recipe's network for this input."""
@@ -236,9 +245,22 @@ def _result(
 class Trained:
     """A network read from disk, with the recipe it was trained by and the input it expects."""
 
-    model: Network
-    recipe: Recipe | AnnRecipe
+    model: Network | ConvertedSNN
+    recipe: Recipe | AnnRecipe | TrainingRecipe
     form: InputFormat
+
+    @property
+    def steps(self) -> int:
+        """T that it was trained or converted for; 1 for an ANN."""
+        if isinstance(self.model, ConvertedSNN):
+            return self.model.steps
+        assert isinstance(self.recipe, Recipe | AnnRecipe)
+        return self.recipe.steps
+
+    @property
+    def precision(self) -> Precision:
+        """Precision that it was trained in; converted networks run as they were calibrated, in float32."""
+        return "float32" if isinstance(self.model, ConvertedSNN) else self.recipe.execution.precision
 
     def batches(self, source: str | None = None, device: torch.device | str = "cpu") -> Batches:
         """The test images of its data set, or of another `source`, prepared as it expects them.
@@ -246,11 +268,7 @@ class Trained:
         Always the test set: images that a recipe held out were for choosing its settings.
         """
         splits = load_data(self.recipe.override(hold_out=0), source)
-        if splits.test.classes != self.form.classes or splits.test.shape[0] != self.form.channels:
-            raise ValueError(
-                f"the network tells apart {len(self.form.classes)} classes on {self.form.channels} channels, but "
-                f"{splits.test.name} has {splits.test.num_classes} classes and images of shape {splits.test.shape}."
-            )
+        self.form.check(splits)
         return Batches(splits.test, EVALUATION_BATCH, normalization=self.form.normalization, device=device)
 
 
@@ -279,6 +297,9 @@ def load_trained(path: str | Path) -> Trained:
         )
     recipe = read_recipe(card["recipe"])
     form = InputFormat.from_json(card["input"])
+    if card.get("kind") == conversion.KIND:
+        return Trained(conversion.from_card(tensors, card, str(path)), recipe, form)
+    assert isinstance(recipe, Recipe | AnnRecipe)
     model = form.build(recipe)
     load_parameters(model, tensors, str(path))
     return Trained(model.eval(), recipe, form)
@@ -286,14 +307,14 @@ def load_trained(path: str | Path) -> Trained:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Accuracy and activity of a network on disk."""
+    """Accuracy and activity of a network on disk; an ANN has no spikes to count."""
 
     accuracy: AccuracyByStep
-    activity: Activity
+    activity: Activity | None
 
     def __rich__(self) -> Group:
         """Both tables, for the terminal."""
-        return Group(self.accuracy.__rich__(), self.activity.__rich__())
+        return Group(*(part.__rich__() for part in (self.accuracy, self.activity) if part is not None))
 
     def save(self, path: str | Path) -> None:
         """Write both as json."""
@@ -321,15 +342,18 @@ def evaluate(
     """
     provenance.check_device(device)
     trained = load_trained(path)
-    execution = trained.recipe.execution
     model = lay_out(trained.model.to(device))
     # As in training: at bfloat16 a compiled network rounds less often than an eager one, and scores differently.
-    network = compile_whole(model) if execution.compiles(torch.device(device)) else model
+    converted = isinstance(model, ConvertedSNN)  # its neurons choose for themselves, and compile for any T at once
+    whole = not converted and trained.recipe.execution.compiles(torch.device(device))
+    network = compile_whole(model) if whole else model
     batches = trained.batches(source, device)
-    steps = trained.recipe.steps if steps is None else steps
-    with autocast(torch.device(device), precision or execution.precision):
+    steps = trained.steps if steps is None else steps
+    activity = None
+    with autocast(torch.device(device), precision or trained.precision):
         accuracy = accuracy_by_step(network, ((channels_last(images), labels) for images, labels in batches), steps)
-        activity = firing_rates(model, _sample(batches.images, trained.form, device), steps)
+        if converted or isinstance(trained.recipe, Recipe):
+            activity = firing_rates(model, _sample(batches.images, trained.form, device), steps)
     return Evaluation(accuracy, activity)
 
 

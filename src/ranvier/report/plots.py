@@ -106,6 +106,8 @@ def conversion_errors(
 ) -> "Figure":
     """Relative mean error of every layer at every time step, before and after a correction, side by side.
 
+    Colours end at 1, where a layer is as wrong as if it were silent; up to 8 steps the numbers are written in.
+
     Args:
         names: Layers, in the order in which they run.
         before: For each layer, the error at steps 1 .. T.
@@ -118,22 +120,40 @@ def conversion_errors(
     """
     if not names:
         raise ValueError("there are no layers to draw. Pass the layers of an account.")
-    figure, grid = _figure(7.2, 1.6 + 0.22 * len(names), columns=2)
-    largest = max(max(map(max, before)), max(map(max, after)), 1e-9)
+    height = 1.9 + 0.22 * len(names)
+    figure, grid = _figure(7.2, height, columns=2)
+    largest = max(map(max, (*before, *after)))
+    top = min(max(largest, 1e-9), 1.0)
     steps = len(before[0])
     for axes, errors, what in zip(grid, (before, after), ("before correction", "after correction"), strict=True):
         picture = axes.imshow(
-            errors, aspect="auto", cmap="magma_r", vmin=0, vmax=largest, extent=(0.5, steps + 0.5, len(names), 0)
+            errors, aspect="auto", cmap="magma_r", vmin=0, vmax=top, extent=(0.5, steps + 0.5, len(names), 0)
         )
         mean = sum(map(sum, errors)) / (len(names) * steps)
         axes.set_title(f"{what}, mean {mean:.2f}", fontsize=9, color=INK)
-        axes.set_xticks([t for t in (1, 2, 4, 8, 16, 32, 64) if t <= steps])
-        axes.set_xlabel("time step")
+        # Beyond 8 steps the powers of two have room, but for the first of many.
+        axes.set_xticks(
+            [t for t in range(1, steps + 1) if steps <= 8 or t == 1 or (t >= steps / 8 and t & (t - 1) == 0)]
+        )
+        axes.set_xlabel("time step", fontsize=8)
         axes.set_yticks([])
+        axes.tick_params(labelsize=8, length=2)
+        axes.spines[:].set_visible(False)
+        for (row, column), error in _cells(errors) if steps <= 8 else ():
+            color = "white" if error > 0.4 * top else INK
+            axes.text(column + 1, row + 0.5, f"{error:.2f}", fontsize=6, color=color, ha="center", va="center")
     grid[0].set_yticks([index + 0.5 for index in range(len(names))], names, fontsize=7)
-    figure.colorbar(picture, ax=list(grid), shrink=0.8, label="relative mean error")
+    beyond = "max" if largest > top else "neither"
+    bar = figure.colorbar(picture, ax=list(grid), aspect=8 * height, extend=beyond, extendfrac=0.15 / height)
+    bar.set_label("relative mean error", fontsize=8)
+    bar.ax.tick_params(labelsize=7, length=2)
+    bar.outline.set_visible(False)
     figure.suptitle(title, fontsize=9, color=INK, x=0.01, ha="left")
     return _finish(figure, path)
+
+
+def _cells(rows: Sequence[Sequence[float]]) -> list[tuple[tuple[int, int], float]]:
+    return [((i, j), value) for i, row in enumerate(rows) for j, value in enumerate(row)]
 
 
 def _figure(width: float, height: float, columns: int = 1) -> tuple["Figure", Any]:

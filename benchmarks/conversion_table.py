@@ -1,0 +1,147 @@
+"""Accuracy by time step of converted networks: every threshold with every correction, `auto`, and what goes beyond.
+
+    ranvier train-ann cifar10 --data PATH --seed 0 --out runs/ann-0
+    python benchmarks/conversion_table.py runs/ann-* --data PATH --out runs/conversion --steps 1 2 4 8 16
+    python benchmarks/conversion_table.py runs/ann-* --out runs/conversion --table
+
+Each (network, T) is searched once per setting of signed spikes: all candidates are scored on held-out training images,
+and for every row the chosen one is then scored on the test images. One json file per (network, T) is written; those that
+exist are not computed again. `--table` prints Markdown from them.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+
+from ranvier import provenance
+from ranvier.atomic import write_json
+from ranvier.conversion import ConvertedSNN, Search, Settings
+from ranvier.data import Batches
+from ranvier.evaluation import accuracy_by_step
+from ranvier.recipes import load_data, load_trained
+from ranvier.training import channels_last, lay_out
+
+BIASES = ("none", "light", "ftbc")
+
+
+def measure(folder: Path, data: str | None, steps: int, seed: int, tested: int, images: int, rows: str) -> dict:
+    trained = load_trained(folder)
+    splits = load_data(trained.recipe.override(hold_out=0), data)
+    form = trained.form.normalization
+    _, chosen = splits.train.hold_out(images, seed=seed)
+    calibration = [(channels_last(x), y) for x, y in Batches(chosen, 500, normalization=form)]
+    test = [(channels_last(x), y) for x, y in Batches(splits.test.first(tested), 250, normalization=form)]
+    ann = lay_out(trained.model)
+    result: dict = {
+        "network": folder.name,
+        "label": trained.recipe.label,
+        "data": trained.recipe.name,
+        "steps": steps,
+        "calibration_seed": seed,
+        "tested": tested,
+        "ann": accuracy_by_step(ann, test, 1).final,
+        "rows": {},
+    }
+
+    def score(name: str, snn: ConvertedSNN, seconds: float, chosen: str) -> None:
+        curve = accuracy_by_step(snn, test, steps)
+        result["rows"][name] = {"accuracy": curve.accuracy, "seconds": seconds, "chosen": chosen}
+        print(f"{folder.name} T={steps} {name}: {100 * curve.final:.2f} ({chosen}, {seconds:.0f} s)", flush=True)
+
+    for signed in (False, True) if rows != "plain" else (False,):
+        begin = time.perf_counter()
+        search = Search(ann, calibration, steps=steps, signed=signed, settings=Settings(seed=seed))
+        prepared = time.perf_counter() - begin
+        spent: dict[tuple[str, str], float] = {}
+        kinds = search.thresholds_to_try("auto")
+        for kind in kinds:
+            for bias in BIASES:
+                begin = time.perf_counter()
+                search.try_all((kind,), (bias,))
+                spent[kind, bias] = time.perf_counter() - begin
+        mark = ", signed" * signed
+        for (kind, bias), seconds in spent.items():
+            if rows == "few" and (kind != kinds[0] or signed):
+                continue
+            own = [trial for trial in search.trials if (trial.candidate.threshold, trial.candidate.bias) == (kind, bias)]
+            if bias == "ftbc":  # no rounds at all is among the choices of ftbc
+                own += [trial for trial in search.trials if (trial.candidate.threshold, trial.candidate.bias) == (kind, "none")]
+            best = search.best(own)
+            score(f"{kind}, {bias}{mark}", search.rebuild(best), prepared + seconds, str(best.candidate))
+        best = search.best()
+        total = prepared + sum(spent.values())
+        score(f"auto{mark}", search.rebuild(best), total, str(best.candidate))
+        begin = time.perf_counter()
+        search.try_refit()
+        total += time.perf_counter() - begin
+        best = search.best()
+        score(f"auto{mark}, refitted", search.rebuild(best), total, str(best.candidate))
+    result |= {"device": provenance.device_name("cpu"), "versions": provenance.versions(), "commit": provenance.commit()}
+    return result
+
+
+def table(folder: Path) -> None:
+    """Markdown: a table for each kind of network, a line for each row, mean and spread over networks and seeds."""
+    found: dict = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    anns: dict = defaultdict(dict)
+    spent: dict = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    for path in sorted(folder.glob("*.json")):
+        content = json.loads(path.read_text())
+        key = f"{content['data']}, {content['label']}"
+        anns[key][content["network"]] = content["ann"]
+        for name, row in content["rows"].items():
+            found[key][name][content["steps"]].append(100 * row["accuracy"][-1])
+            spent[key][name][content["steps"]].append(row["seconds"])
+    for key, rows in found.items():
+        steps = sorted({t for row in rows.values() for t in row})
+        ann = [100 * value for value in anns[key].values()]
+        print(f"\n### {key} (ANN {statistics.fmean(ann):.2f}, {len(ann)} trained)\n")
+        print("| | " + " | ".join(f"T={t}" for t in steps) + " | seconds at T=" + str(steps[-1]) + " |")
+        print("|---|" + "---|" * (len(steps) + 1))
+        for name, row in rows.items():
+            cells = []
+            for t in steps:
+                values = row.get(t, [])
+                spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+                cells.append(f"{statistics.fmean(values):.1f}{spread}" if values else "")
+            seconds = spent[key][name].get(steps[-1], [])
+            cells.append(f"{statistics.fmean(seconds):.0f}" if seconds else "")
+            print(f"| {name} | " + " | ".join(cells) + " |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("networks", type=Path, nargs="*", help="folders of `ranvier train-ann`")
+    parser.add_argument("--data", default=None)
+    parser.add_argument("--steps", type=int, nargs="+", default=(1, 2, 4, 8, 16))
+    parser.add_argument("--seeds", type=int, nargs="+", default=(0,), help="which calibration images")
+    parser.add_argument("--tested", type=int, default=2000, help="first so many test images")
+    parser.add_argument("--images", type=int, default=1000, help="calibration images")
+    parser.add_argument("--rows", choices=("all", "few", "plain"), default="all")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--table", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.table:
+        table(arguments.out)
+        return
+    with torch.no_grad():
+        for steps in arguments.steps:
+            for folder in arguments.networks:
+                for seed in arguments.seeds:
+                    path = arguments.out / f"{folder.name}-T{steps}-{seed}.json"
+                    if not path.exists():
+                        write_json(
+                            path,
+                            measure(
+                                folder, arguments.data, steps, seed, arguments.tested, arguments.images, arguments.rows
+                            ),
+                        )
+
+
+if __name__ == "__main__":
+    main()

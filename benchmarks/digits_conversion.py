@@ -1,0 +1,141 @@
+"""Bias correction on the digits: when it helps, when it hurts, and what choosing on held-out images makes of that.
+
+An MLP 64-128-128-96-64-10 on the bundled digits (1197 to train, 600 to test), five seeds. Thresholds, corrections and
+steps as in the independent check that the table is compared with: initial potential half a threshold, analog input and
+output. Mean and standard deviation of the test accuracy.
+
+    python benchmarks/digits_conversion.py --out digits_conversion.json
+"""
+
+import argparse
+import statistics
+import time
+
+import torch
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import Tensor, nn
+
+from ranvier import provenance
+from ranvier.atomic import write_json
+from ranvier.conversion import ConvertedSNN, Settings, convert
+from ranvier.nn import QCFS
+
+STEPS = (1, 2, 4, 8, 16, 32)
+WIDTHS = (64, 128, 128, 96, 64, 10)
+
+
+def digits(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    pixels, labels = load_digits(return_X_y=True)
+    train_x, test_x, train_y, test_y = train_test_split(
+        pixels / 16.0, labels, test_size=600, random_state=seed, stratify=labels
+    )
+    return (
+        torch.tensor(train_x, dtype=torch.float32),
+        torch.tensor(train_y),
+        torch.tensor(test_x, dtype=torch.float32),
+        torch.tensor(test_y),
+    )
+
+
+def train(images: Tensor, labels: Tensor, levels: int | None, seed: int, epochs: int) -> nn.Sequential:
+    torch.manual_seed(seed)
+    layers: list[nn.Module] = []
+    for narrow, wide in zip(WIDTHS[:-1], WIDTHS[1:], strict=True):
+        layers += [nn.Linear(narrow, wide), QCFS(levels=levels) if levels else nn.ReLU()]
+    ann = nn.Sequential(*layers[:-1])
+    optimizer = torch.optim.Adam(ann.parameters(), 1e-3, weight_decay=1e-4)
+    for _ in range(epochs):
+        for index in torch.randperm(len(images)).split(64):
+            noisy = images[index] + 0.05 * torch.randn_like(images[index])
+            loss = nn.functional.cross_entropy(ann(noisy), labels[index])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return ann.eval()
+
+
+# name: (activation, threshold, per channel, bias, rounds, batch, step size, variant)
+ROWS: dict[str, tuple] = {
+    "ReLU, layer max, none": ("relu", "max", False, "none", (0,), 128, 0.5, "V1"),
+    "ReLU, layer max, light": ("relu", "max", False, "light", (0,), 1197, 0.5, "V1"),
+    "ReLU, layer max, V3 3x200 of 0.4": ("relu", "max", False, "ftbc", (3,), 200, 0.4, "V3"),
+    "ReLU, layer max, V1 5x128 of 0.5": ("relu", "max", False, "ftbc", (5,), 128, 0.5, "V1"),
+    "ReLU, layer max, V1 200x128 of 0.1": ("relu", "max", False, "ftbc", (200,), 128, 0.1, "V1"),
+    "QCFS 8, ceiling, none": ("qcfs8", "qcfs", False, "none", (0,), 128, 0.5, "V1"),
+    "QCFS 8, ceiling, V1 50x128 of 0.5": ("qcfs8", "qcfs", False, "ftbc", (50,), 128, 0.5, "V1"),
+    "QCFS 4, ceiling, none": ("qcfs4", "qcfs", False, "none", (0,), 128, 0.5, "V1"),
+    "QCFS 4, ceiling, V1 200x128 of 0.1": ("qcfs4", "qcfs", False, "ftbc", (200,), 128, 0.1, "V1"),
+    "ReLU, neuron mmse, none": ("relu", "mmse", True, "none", (0,), 128, 0.5, "V1"),
+    "ReLU, neuron mmse, V1 200x128 of 0.1": ("relu", "mmse", True, "ftbc", (200,), 128, 0.1, "V1"),
+}
+CHOICES = (0, 1, 2, 3, 5, 10, 20, 50)
+CHOSEN: dict[str, tuple] = {
+    "ReLU, layer max, rounds chosen": ("relu", dict(threshold="max", bias="ftbc"), False),
+    "ReLU, neuron mmse, rounds chosen": ("relu", dict(threshold="mmse", bias="ftbc"), True),
+    "QCFS 8, ceiling, rounds chosen": ("qcfs8", dict(threshold="qcfs", bias="ftbc"), True),
+    "ReLU, auto": ("relu", dict(threshold="auto", bias="auto"), True),
+    "QCFS 8, auto": ("qcfs8", dict(threshold="auto", bias="auto"), True),
+    "ReLU, auto, no labels": ("relu", dict(threshold="auto", bias="auto"), True),
+    "ReLU, auto, signed, refitted": ("relu", dict(threshold="auto", bias="auto", signed=True, refit=True), True),
+}
+
+
+def accuracy(snn: ConvertedSNN, images: Tensor, labels: Tensor, steps: int) -> float:
+    with torch.inference_mode():
+        return 100 * float((snn(images, steps).mean(0).argmax(1) == labels).double().mean())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=150)
+    parser.add_argument("--steps", type=int, nargs="+", default=STEPS)
+    parser.add_argument("--out", default=None)
+    arguments = parser.parse_args()
+    begin = time.perf_counter()
+    table: dict[str, dict[int, list[float]]] = {}
+    for seed in range(arguments.seeds):
+        train_x, train_y, test_x, test_y = digits(seed)
+        anns = {
+            name: train(train_x, train_y, levels, seed, arguments.epochs)
+            for name, levels in (("relu", None), ("qcfs8", 8), ("qcfs4", 4))
+        }
+        for name, ann in anns.items():
+            with torch.inference_mode():
+                hits = (ann(test_x).argmax(1) == test_y).double().mean()
+            table.setdefault(f"{name} ANN", {}).setdefault(0, []).append(100 * float(hits))
+        for steps in arguments.steps:
+            for name, (ann, threshold, per_channel, bias, rounds, batch, step_size, variant) in ROWS.items():
+                settings = Settings(
+                    per_channel=per_channel,
+                    variant=variant,
+                    rounds=rounds,
+                    step_sizes=(step_size,),
+                    batch_size=batch,
+                    held_out=0,
+                    mmse_shift=0.0,
+                    seed=seed,
+                )
+                snn = convert(anns[ann], train_x, steps=steps, threshold=threshold, bias=bias, settings=settings)
+                table.setdefault(name, {}).setdefault(steps, []).append(accuracy(snn, test_x, test_y, steps))
+            for name, (ann, options, per_channel) in CHOSEN.items():
+                settings = Settings(
+                    per_channel=per_channel, rounds=CHOICES, step_sizes=(0.1, 0.4), seed=seed, mmse_shift=0.0
+                )
+                calibration = train_x if "no labels" in name else [(train_x, train_y)]
+                snn = convert(anns[ann], calibration, steps=steps, settings=settings, **options)
+                table.setdefault(name, {}).setdefault(steps, []).append(accuracy(snn, test_x, test_y, steps))
+        print(f"seed {seed}, {time.perf_counter() - begin:.0f} s", flush=True)
+    for name, row in table.items():
+        cells = [f"T={t} {statistics.fmean(v):5.1f} ± {statistics.stdev(v) if v[1:] else 0:4.1f}" for t, v in row.items()]
+        print(f"{name:38}", "  ".join(cells))
+    if arguments.out:
+        write_json(
+            arguments.out,
+            {"accuracy": table, "versions": provenance.versions(), "device": provenance.device_name("cpu")},
+        )
+
+
+if __name__ == "__main__":
+    main()
