@@ -5,8 +5,8 @@
     python benchmarks/conversion_table.py runs/ann-* --out runs/conversion --table
 
 Each (network, T) is searched once per setting of signed spikes: all candidates are scored on held-out training images,
-and for every row the chosen one is then scored on the test images. One json file per (network, T) is written; those that
-exist are not computed again. `--table` prints Markdown from them.
+and for every row the chosen one is then scored on the test images. One json file per (network, T) is written; those
+that exist are not computed again. `--table` prints Markdown from them.
 """
 
 import argparse
@@ -68,9 +68,15 @@ def measure(folder: Path, data: str | None, steps: int, seed: int, tested: int, 
         for (kind, bias), seconds in spent.items():
             if rows == "few" and (kind != kinds[0] or signed):
                 continue
-            own = [trial for trial in search.trials if (trial.candidate.threshold, trial.candidate.bias) == (kind, bias)]
+            own = [
+                trial for trial in search.trials if (trial.candidate.threshold, trial.candidate.bias) == (kind, bias)
+            ]
             if bias == "ftbc":  # no rounds at all is among the choices of ftbc
-                own += [trial for trial in search.trials if (trial.candidate.threshold, trial.candidate.bias) == (kind, "none")]
+                own += [
+                    trial
+                    for trial in search.trials
+                    if (trial.candidate.threshold, trial.candidate.bias) == (kind, "none")
+                ]
             best = search.best(own)
             score(f"{kind}, {bias}{mark}", search.rebuild(best), prepared + seconds, str(best.candidate))
         best = search.best()
@@ -81,7 +87,11 @@ def measure(folder: Path, data: str | None, steps: int, seed: int, tested: int, 
         total += time.perf_counter() - begin
         best = search.best()
         score(f"auto{mark}, refitted", search.rebuild(best), total, str(best.candidate))
-    result |= {"device": provenance.device_name("cpu"), "versions": provenance.versions(), "commit": provenance.commit()}
+    result |= {
+        "device": provenance.device_name("cpu"),
+        "versions": provenance.versions(),
+        "commit": provenance.commit(),
+    }
     return result
 
 

@@ -8,6 +8,7 @@ output. Mean and standard deviation of the test accuracy.
 """
 
 import argparse
+import itertools
 import statistics
 import time
 
@@ -41,7 +42,7 @@ def digits(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def train(images: Tensor, labels: Tensor, levels: int | None, seed: int, epochs: int) -> nn.Sequential:
     torch.manual_seed(seed)
     layers: list[nn.Module] = []
-    for narrow, wide in zip(WIDTHS[:-1], WIDTHS[1:], strict=True):
+    for narrow, wide in itertools.pairwise(WIDTHS):
         layers += [nn.Linear(narrow, wide), QCFS(levels=levels) if levels else nn.ReLU()]
     ann = nn.Sequential(*layers[:-1])
     optimizer = torch.optim.Adam(ann.parameters(), 1e-3, weight_decay=1e-4)
@@ -71,13 +72,17 @@ ROWS: dict[str, tuple] = {
 }
 CHOICES = (0, 1, 2, 3, 5, 10, 20, 50)
 CHOSEN: dict[str, tuple] = {
-    "ReLU, layer max, rounds chosen": ("relu", dict(threshold="max", bias="ftbc"), False),
-    "ReLU, neuron mmse, rounds chosen": ("relu", dict(threshold="mmse", bias="ftbc"), True),
-    "QCFS 8, ceiling, rounds chosen": ("qcfs8", dict(threshold="qcfs", bias="ftbc"), True),
-    "ReLU, auto": ("relu", dict(threshold="auto", bias="auto"), True),
-    "QCFS 8, auto": ("qcfs8", dict(threshold="auto", bias="auto"), True),
-    "ReLU, auto, no labels": ("relu", dict(threshold="auto", bias="auto"), True),
-    "ReLU, auto, signed, refitted": ("relu", dict(threshold="auto", bias="auto", signed=True, refit=True), True),
+    "ReLU, layer max, rounds chosen": ("relu", {"threshold": "max", "bias": "ftbc"}, False),
+    "ReLU, neuron mmse, rounds chosen": ("relu", {"threshold": "mmse", "bias": "ftbc"}, True),
+    "QCFS 8, ceiling, rounds chosen": ("qcfs8", {"threshold": "qcfs", "bias": "ftbc"}, True),
+    "ReLU, auto": ("relu", {"threshold": "auto", "bias": "auto"}, True),
+    "QCFS 8, auto": ("qcfs8", {"threshold": "auto", "bias": "auto"}, True),
+    "ReLU, auto, no labels": ("relu", {"threshold": "auto", "bias": "auto"}, True),
+    "ReLU, auto, signed, refitted": (
+        "relu",
+        {"threshold": "auto", "bias": "auto", "signed": True, "refit": True},
+        True,
+    ),
 }
 
 
@@ -128,7 +133,9 @@ def main() -> None:
                 table.setdefault(name, {}).setdefault(steps, []).append(accuracy(snn, test_x, test_y, steps))
         print(f"seed {seed}, {time.perf_counter() - begin:.0f} s", flush=True)
     for name, row in table.items():
-        cells = [f"T={t} {statistics.fmean(v):5.1f} ± {statistics.stdev(v) if v[1:] else 0:4.1f}" for t, v in row.items()]
+        cells = [
+            f"T={t} {statistics.fmean(v):5.1f} ± {statistics.stdev(v) if v[1:] else 0:4.1f}" for t, v in row.items()
+        ]
         print(f"{name:38}", "  ".join(cells))
     if arguments.out:
         write_json(

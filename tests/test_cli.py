@@ -41,6 +41,24 @@ def test_train_ann_prints_its_table_last_and_evaluate_agrees(
     assert "--resume" in capsys.readouterr().err
 
 
+def test_an_ann_becomes_a_spiking_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ann, snn = str(tmp_path / "ann"), str(tmp_path / "snn")
+    call("train-ann", "digits", "--model", "mlp", "--epochs", "1", "--activation", "relu", "--out", ann)
+    convert = ["convert", ann, "--steps", "2", "--images", "100", "--rounds", "0", "1", "--out", snn]
+    call(*convert, "--threshold", "auto", "--bias", "auto", "--signed", "--refit")
+    printed = capsys.readouterr().out
+    results = json.loads((tmp_path / "snn" / "results.json").read_text())
+    for accuracy in results["accuracy_by_step"]:
+        assert f"{100 * accuracy:.2f}" in printed
+    assert results["report"]["signed"]
+    assert len({one["threshold"] for one in results["report"]["candidates"]}) == 3
+    call("evaluate", snn)
+    assert f"{100 * results['accuracy_by_step'][-1]:.2f}" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        call(*convert)
+    assert "another --out" in capsys.readouterr().err
+
+
 def test_info_says_what_runs(capsys: pytest.CaptureFixture[str]) -> None:
     call("info")
     printed = capsys.readouterr().out

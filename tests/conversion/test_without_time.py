@@ -26,7 +26,9 @@ def test_equals_one_step(build: Callable[..., models.Network], neuron: Callable[
 def test_layers_are_shared_and_named_alike() -> None:
     network = models.resnet20(neuron=QCFS)
     ann = without_time(network)
-    assert ann.get_submodule("body.9.0.branch.0.0") is network.get_submodule("body.layers.9.layers.0.branch.layers.0.0.0")
+    assert ann.get_submodule("body.9.0.branch.0.0") is network.get_submodule(
+        "body.layers.9.layers.0.branch.layers.0.0.0"
+    )
     assert {id(parameter) for parameter in ann.parameters()} == {id(parameter) for parameter in network.parameters()}
     assert ann.training
     assert not without_time(network.eval()).training

@@ -149,7 +149,7 @@ class Account:
             title="Settings tried",
             box=SIMPLE_HEAD,
             pad_edge=False,
-            caption=f"accuracy against {self.scored_against}; what is within one standard error of the best is told "
+            caption=f"accuracy against {self.scored_against}; what is within two standard errors of the best is told "
             "apart by the logit error",
         )
         for title in ("threshold", "bias", "rounds", "step size", "weights", "logit error", "accuracy %"):

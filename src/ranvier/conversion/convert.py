@@ -26,6 +26,9 @@ AUTO_BIASES: tuple[Bias, ...] = ("none", "light", "ftbc")
 AUTO_THRESHOLDS: tuple[Threshold, ...] = ("max", "percentile", "mmse")
 """What `auto` tries; `qcfs` in place of `max` where the network has learned ceilings."""
 
+STANDARD_ERRORS = 2.0
+"""Accuracies that differ by no more are taken as equal, and the logit error decides."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -88,12 +91,12 @@ def convert(
 
     Nothing is taken on trust: where there is a choice (`auto`, rounds of FTBC including none, fitted weights), it is
     made on calibration images that were held out, after all `steps`: by accuracy, where they come without labels
-    against the ANN's own answers. What lies within one standard error of the best, too close for so few images to
+    against the ANN's own answers. What lies within two standard errors of the best, too close for so few images to
     tell, is told apart by the difference to the ANN's logits.
 
     Args:
-        ann: A module that maps images `[B, ...]` to logits `[B, K]`: any that `torch.fx` can trace and that is made of
-            convolutions, linear layers, ReLU and the like, or a network of `ranvier.models` built with activations.
+        ann: A module that maps images `[B, ...]` to logits `[B, K]` and is made of convolutions, linear layers, ReLU
+            and the like, see `trace`; or a network of `ranvier.models` built with activations.
         calibration: Images of the training set, prepared as for training: a tensor, or batches with or without labels.
             A thousand are plenty.
         steps: T, for which the network is calibrated.
@@ -332,7 +335,7 @@ class Search:
 
         def as_good(trial: Trial) -> bool:
             lead = top.hits - trial.hits  # the same images for both: the spread of the difference counts
-            return float(lead.mean()) <= float(lead.std(correction=0)) / len(lead) ** 0.5
+            return float(lead.mean()) <= STANDARD_ERRORS * float(lead.std(correction=0)) / len(lead) ** 0.5
 
         return min(filter(as_good, trials), key=lambda trial: trial.candidate.logit_error)
 
@@ -366,7 +369,7 @@ class Search:
             held_out=self.images.held_out > 0,
             logit_error=best.logit_error,
             layers=tuple(after.layer(name, before.errors(name)) for name in self.sites),
-            seconds=self.clock.seconds,
+            seconds=dict(self.clock.seconds),
             bytes_added=sum(tensor.numel() * tensor.element_size() for tensor in added),
             bytes_currents=after.bytes_currents,
             versions=provenance.versions(),

@@ -87,7 +87,7 @@ def spiking(ann: fx.GraphModule, channels: Mapping[str, int], *, signed: bool = 
             new[node] = graph.call_function(fold_time, (fired,))
             varying.add(node)
         else:
-            varies = node.op == "output" or any(source in varying for source in node.all_input_nodes)
+            varies = any(source in varying for source in node.all_input_nodes)
             arguments = {source: new[source] for source in node.all_input_nodes}
             for source in node.all_input_nodes:
                 if varies and source not in varying and source.op != "get_attr":

@@ -1,0 +1,140 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from ranvier.conversion import ConvertedSNN, Settings, load
+from ranvier.evaluation import accuracy_by_step
+from ranvier.recipes import convert, digits_ann, evaluate, load_trained, run
+
+QUICK = {"model": "mlp", "hidden": (32,), "epochs": 3, "device": "cpu"}
+FAST = Settings(rounds=(2,))
+
+
+@pytest.fixture(scope="module")
+def ann(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("ann") / "a"
+    run(digits_ann(**QUICK), out, quiet=True)
+    return out
+
+
+@pytest.fixture(scope="module")
+def folder(ann: Path) -> Path:
+    out = ann.parent / "snn"
+    convert(str(ann), out, steps=4, images=300, settings=FAST, quiet=True)
+    return out
+
+
+def test_what_a_conversion_leaves(ann: Path, folder: Path) -> None:
+    assert {path.name for path in folder.iterdir()} == {"model.safetensors", "results.json", "errors.png"}
+    results = json.loads((folder / "results.json").read_text())
+    assert len(results["accuracy_by_step"]) == 4
+    trained = json.loads((ann / "results.json").read_text())
+    assert results["ann_accuracy"] == pytest.approx(trained["accuracy_by_step"][0])
+    assert results["report"]["chosen"]["bias"] == "ftbc"
+    assert results["report"]["fitted_on"] + results["report"]["chosen_on"] == 300
+
+
+def test_evaluate_gives_the_same_accuracy_again(folder: Path) -> None:
+    again = evaluate(folder)
+    results = json.loads((folder / "results.json").read_text())
+    assert list(again.accuracy.accuracy) == results["accuracy_by_step"]
+    assert again.activity is not None
+    assert len(again.activity.layers) == 1
+
+
+def test_fewer_steps_are_the_prefix(folder: Path) -> None:
+    results = json.loads((folder / "results.json").read_text())
+    assert list(evaluate(folder, steps=2).accuracy.accuracy) == results["accuracy_by_step"][:2]
+    with pytest.raises(ValueError, match="steps 1 to 4"):
+        evaluate(folder, steps=8)
+
+
+def test_an_ann_is_evaluated_without_spikes(ann: Path) -> None:
+    evaluation = evaluate(ann)
+    assert evaluation.activity is None
+    assert len(evaluation.accuracy) == 1
+
+
+def test_loads_as_a_module(folder: Path) -> None:
+    trained = load_trained(folder)
+    assert isinstance(trained.model, ConvertedSNN)
+    assert trained.steps == 4
+    alone = load(folder / "model.safetensors")
+    batches = list(trained.batches())
+    assert accuracy_by_step(alone, batches, 4).hits == accuracy_by_step(trained.model, batches, 4).hits
+
+
+def test_a_second_conversion_needs_another_folder(ann: Path, folder: Path) -> None:
+    with pytest.raises(FileExistsError, match="another --out"):
+        convert(str(ann), folder, steps=4, quiet=True)
+
+
+def test_first_test_images_only(ann: Path, tmp_path: Path) -> None:
+    result = convert(str(ann), tmp_path, steps=2, images=100, test_images=50, bias="none", threshold="max", quiet=True)
+    assert result.accuracy.total == 50
+    assert result.report.chosen.threshold == "max"
+
+
+def test_what_was_converted_is_no_ann(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="converted network already"):
+        convert(str(folder), tmp_path, steps=4, quiet=True)
+
+
+FACTORY = """
+from torch import nn
+
+def tiny():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
+
+def number():
+    return 3
+"""
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "my_anns.py").write_text(FACTORY)
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    tiny = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
+    save_file(tiny.state_dict(), tmp_path / "tiny.safetensors")
+    return tmp_path
+
+
+def test_a_factory_of_ones_own(package: Path) -> None:
+    result = convert(
+        "my_anns:tiny", "out", weights="tiny.safetensors", data="digits", steps=2, images=100, settings=FAST, quiet=True
+    )
+    assert result.name == "tiny"
+    again = evaluate(package / "out", source="digits")
+    assert again.accuracy.accuracy == result.accuracy.accuracy
+
+
+@pytest.mark.parametrize(
+    ("ann", "options", "message"),
+    [
+        ("my_anns:tiny", {"data": "digits"}, "--weights"),
+        ("my_anns:tiny", {"weights": "tiny.safetensors"}, "--data"),
+        ("my_anns:absent", {"weights": "tiny.safetensors", "data": "digits"}, "no function 'absent'"),
+        ("my_anns:number", {"weights": "tiny.safetensors", "data": "digits"}, "returned a int"),
+        ("no_such_package:tiny", {"weights": "tiny.safetensors", "data": "digits"}, "cannot import"),
+        ("my_anns:tiny", {"weights": "my_anns.py", "data": "digits"}, "not a complete safetensors"),
+    ],
+)
+def test_factories_that_do_not_fit(package: Path, ann: str, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        convert(ann, "out", steps=2, quiet=True, **options)
+
+
+def test_weights_that_are_not_there(package: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.safetensors"):
+        convert("my_anns:tiny", "out", weights="nowhere.safetensors", data="digits", steps=2, quiet=True)
+
+
+def test_weights_are_for_factories(ann: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--weights is for"):
+        convert(str(ann), tmp_path, weights="a.safetensors", steps=2, quiet=True)
