@@ -192,9 +192,9 @@ def evaluate(
 
 
 def demo(*, out: Path = Path("runs/demo"), seed: int = 0) -> None:
-    """Train LIF and burst neurons with and without temporal consistency on the bundled digits.
+    """Train LIF and burst neurons with and without temporal consistency, and convert an ANN, on the bundled digits.
 
-    Takes about half a minute on two cores and downloads nothing. Prints one table, accuracy at T = 1 .. 4; leaves
+    Takes less than a minute on two cores and downloads nothing. Prints one table, accuracy at T = 1 .. 4; leaves
     results.json, accuracy.png, raster.png and report.html in the output folder.
 
     Args:

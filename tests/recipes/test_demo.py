@@ -10,7 +10,8 @@ from ranvier.recipes import demo
 def test_demo_leaves_table_pictures_and_report(tmp_path: Path) -> None:
     shown = demo(tmp_path, epochs=1, model="mlp", hidden=(16, 16), crop_padding=0)
     results = json.loads((tmp_path / "results.json").read_text())
-    assert list(results) == ["LIF, cross-entropy", "LIF, consistency", "LIFB, cross-entropy", "LIFB, consistency"]
+    trained = ["LIF, cross-entropy", "LIF, consistency", "LIFB, cross-entropy", "LIFB, consistency"]
+    assert list(results) == [*trained, "ReLU ANN, converted"]
     assert all(len(result["accuracy_by_step"]) == 4 for result in results.values())
     for name in ("accuracy.png", "raster.png"):
         with Image.open(tmp_path / name) as picture:

@@ -1,4 +1,4 @@
-"""The first thing a newcomer runs: every combination of neuron and training on the bundled digits."""
+"""The first thing a newcomer runs: every combination of neuron and training, and conversion, on the bundled digits."""
 
 import itertools
 import shutil
@@ -11,19 +11,31 @@ from rich.table import Table
 
 from ranvier.atomic import write_json
 from ranvier.evaluation import record_spikes
-from ranvier.recipes.digits import digits
-from ranvier.recipes.run import RESULTS, Result, load_trained, run
+from ranvier.recipes.convert import convert
+from ranvier.recipes.digits import digits, digits_ann
+from ranvier.recipes.run import RESULTS, Result, evaluate, load_trained, run
 from ranvier.report import Section, accuracy_curves, spike_raster, write_page
 
 METHODS = {"direct": "cross-entropy", "etc": "consistency"}
 NEURONS = {"lif": "LIF", "lifb": "LIFB"}
+CONVERTED = "ReLU ANN, converted"
+STEPS = 4
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """One network of the demo: accuracy after 1 .. T steps, spikes per neuron and step, seconds to make it."""
+
+    accuracy_by_step: tuple[float, ...]
+    firing_rate: float
+    seconds: float
 
 
 @dataclass(frozen=True)
 class Demo:
     """Results of the demo by name, and the folder with its files."""
 
-    results: dict[str, Result]
+    results: dict[str, DemoResult]
     out: Path
 
     def rows(self) -> list[list[str]]:
@@ -54,7 +66,7 @@ class Demo:
 
 
 def demo(out: str | Path, *, seed: int = 0, **overrides: Any) -> Demo:
-    """Train LIF and burst neurons, with and without temporal consistency, on the bundled digits.
+    """Train LIF and burst neurons, with and without temporal consistency, and convert an ANN, on the bundled digits.
 
     Leaves in `out`: results.json, accuracy.png, raster.png, report.html, and a folder per run.
 
@@ -65,21 +77,43 @@ def demo(out: str | Path, *, seed: int = 0, **overrides: Any) -> Demo:
     """
     out = Path(out)
     console = Console(stderr=True)
-    results: dict[str, Result] = {}
+    results: dict[str, DemoResult] = {}
     for (neuron, neuron_name), (method, method_name) in itertools.product(NEURONS.items(), METHODS.items()):
         name = f"{neuron_name}, {method_name}"
         console.print(f"[bold]{name}[/]")
-        folder = out / f"{neuron}-{method}"
-        if (folder / RESULTS).exists() or (folder / "checkpoint.safetensors").exists():
-            shutil.rmtree(folder)
-        results[name] = run(digits(seed=seed, neuron=neuron, method=method, **overrides), folder)
+        folder = _emptied(out / f"{neuron}-{method}")
+        trained = run(digits(seed=seed, neuron=neuron, method=method, steps=STEPS, **overrides), folder)
+        assert trained.firing_rate is not None
+        results[name] = DemoResult(trained.accuracy_by_step, trained.firing_rate, trained.seconds)
+    console.print(f"[bold]{CONVERTED}[/]")
+    results[CONVERTED] = _convert(out, seed, overrides)
     shown = Demo(results, out)
     write_json(out / RESULTS, {name: asdict(result) for name, result in results.items()})
     curves = {name: result.accuracy_by_step for name, result in results.items()}
     accuracy_curves(curves, title="Digits, test accuracy", path=out / "accuracy.png")
     _draw_raster(out / "lifb-etc", out / "raster.png")
-    _write_report(shown, seed)
+    _write_report(shown, trained)
     return shown
+
+
+def _emptied(folder: Path) -> Path:
+    """A folder for a run, without what an earlier demo left there."""
+    if (folder / RESULTS).exists() or (folder / "checkpoint.safetensors").exists():
+        shutil.rmtree(folder)
+    return folder
+
+
+def _convert(out: Path, seed: int, overrides: dict[str, Any]) -> DemoResult:
+    """Train an ANN with what `overrides` says of it, and convert it."""
+    ann, snn = _emptied(out / "ann"), _emptied(out / "converted")
+    known = digits_ann().places()
+    shared = {name: value for name, value in overrides.items() if name in known}
+    trained = run(digits_ann(seed=seed, activation="relu", **shared), ann)
+    made = convert(str(ann), snn, steps=STEPS, threshold="auto", bias="auto")
+    activity = evaluate(snn).activity
+    assert activity is not None
+    seconds = trained.seconds + made.report.total_seconds
+    return DemoResult(made.accuracy.accuracy, activity.mean_firing_rate, seconds)
 
 
 def _draw_raster(folder: Path, path: Path) -> None:
@@ -90,14 +124,14 @@ def _draw_raster(folder: Path, path: Path) -> None:
     spike_raster(layers, title=f"Burst neurons looking at a {int(labels[0])}", path=path)
 
 
-def _write_report(shown: Demo, seed: int) -> None:
-    first = next(iter(shown.results.values()))
+def _write_report(shown: Demo, last: Result) -> None:
     write_page(
         shown.out / "report.html",
         title="Ranvier demo: spiking networks on handwritten digits",
         lead="Every network ran for four time steps and was scored after each: the accuracy after t steps is that of "
         "the mean of the first t outputs of one run, ties counting as misses. Consistency (ETC) lets every time step "
-        "teach the others; burst neurons (LIFB) may answer a strong input with a stronger spike. One run on "
+        "teach the others; burst neurons (LIFB) may answer a strong input with a stronger spike; the last network was "
+        "trained as an ANN and converted, without backpropagation through spikes. One run on "
         "600 test images, so that one image is 0.17 %: look at the shape of the curves, not at tenths.",
         sections=[
             Section("Test accuracy %", columns=shown.columns(), rows=shown.rows()),
@@ -105,9 +139,9 @@ def _write_report(shown: Demo, seed: int) -> None:
             Section("Spikes of one image, layer by layer", image=shown.out / "raster.png"),
         ],
         facts={
-            "one run each, seed": str(seed),
-            "epochs": str(first.epochs),
-            "device": first.device,
-            **first.versions,
+            "one run each, seed": str(last.seed),
+            "epochs": str(last.epochs),
+            "device": last.device,
+            **last.versions,
         },
     )

@@ -55,7 +55,7 @@ class TrainingRecipe:
         >>> Recipe("digits", "digits").override(lr=0.01, neuron="lifb").optimization.lr
         0.01
         """
-        places = self._places()
+        places = self.places()
         changes: dict[str, dict[str, Any]] = {}
         for name, value in settings.items():
             if name not in places:
@@ -67,8 +67,8 @@ class TrainingRecipe:
         parts = {part: replace(getattr(self, part), **values) for part, values in changes.items()}
         return replace(self, **top, **parts)
 
-    def _places(self) -> dict[str, str]:
-        """For each field, the part that holds it; `""` for the recipe itself."""
+    def places(self) -> dict[str, str]:
+        """For each field that `override` knows, the part that holds it; `""` for the recipe itself."""
         places: dict[str, str] = {}
         for own in fields(self):
             part = getattr(self, own.name)
