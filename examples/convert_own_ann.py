@@ -1,6 +1,6 @@
 """Train an ordinary PyTorch network on the digits, convert it, and look at what was lost where.
 
-    python examples/convert_own_ann.py
+python examples/convert_own_ann.py
 """
 
 import torch

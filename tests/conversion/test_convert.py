@@ -15,7 +15,7 @@ from ranvier import models
 from ranvier.conversion import Account, Candidate, ConversionError, ConvertedSNN, Settings, convert, trace
 from ranvier.conversion.bias import BIASES
 from ranvier.conversion.calibration import CalibrationImages, gather
-from ranvier.conversion.convert import Search, Trial
+from ranvier.conversion.search import Search, Trial
 from ranvier.conversion.threshold import THRESHOLDS
 from ranvier.data import load_digits
 from ranvier.nn import QCFS
@@ -195,54 +195,69 @@ def test_the_rest_of_the_report() -> None:
     assert report_of(everything).held_out is False
 
 
-@pytest.mark.parametrize("signed", [False, True])
-def test_auto_chooses_by_the_documented_rule(signed: bool) -> None:
-    """Each candidate converted and measured by itself: the chosen one has the least logit error among those whose
-    accuracy is within one standard error, of the paired difference, of the best."""
+@pytest.fixture(scope="module")
+def digits() -> tuple[nn.Module, Tensor]:
+    """A small network that was trained on 400 digits, and those."""
     data = load_digits()
-    x = (data.train.images[:400].flatten(1) / 255).float()
+    x = data.train.images[:400].flatten(1) / 255
+    torch.manual_seed(0)
     ann = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 10))
     optimizer = torch.optim.Adam(ann.parameters(), 1e-2)
     for _ in range(60):
         optimizer.zero_grad()
         F.cross_entropy(ann(x), data.train.labels[:400]).backward()
         optimizer.step()
+    return ann, x
+
+
+def rule(trials: list[Trial]) -> Trial:
+    """The choice as documented: the least logit error of all that are within two standard errors of the best."""
+    best = max(trials, key=lambda trial: (trial.hits.mean(), -trial.candidate.logit_error)).hits.double()
+    leads = [best - trial.hits for trial in trials]
+    close = [lead.mean() <= 2 * lead.std(correction=0) / len(best) ** 0.5 for lead in leads]
+    return min(itertools.compress(trials, close), key=lambda trial: trial.candidate.logit_error)
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_auto_tries_everything_and_chooses_by_the_documented_rule(
+    digits: tuple[nn.Module, Tensor], signed: bool
+) -> None:
+    ann, x = digits
     settings = Settings(rounds=(0, 1, 4), batch_size=80, step_sizes=(0.3, 0.6))
+    search = Search(ann, x, steps=2, signed=signed, settings=settings)
+    search.try_all(("max", "percentile", "mmse"), ("none", "light", "ftbc"))
+    tried = [
+        (one.threshold, one.bias, one.rounds, one.step_size) for one in (trial.candidate for trial in search.trials)
+    ]
+    kinds = [("none", 0, 0.0), ("light", 0, 0.0), *(("ftbc", n, size) for size in (0.3, 0.6) for n in (1, 4))]
+    assert tried == [(threshold, *kind) for threshold in ("max", "percentile", "mmse") for kind in kinds]
+
+    held_out = torch.cat(parts(x, settings).choosing)
+    for trial in search.trials:
+        errors, hits = measured(search.rebuild(trial), ann, held_out)
+        assert trial.logit_error == pytest.approx(errors, rel=1e-4)  # float32 sums
+        assert torch.equal(trial.hits, hits.float())
+    assert search.best() is rule(search.trials)
+
+    starts = [rule([trial for trial in search.trials if trial.candidate.threshold == kind]) for kind in search.found]
+    before = len(search.trials)
+    search.try_refit()
+    for start, fitted in zip(starts, search.trials[before:], strict=True):
+        assert fitted.candidate.refit
+        assert fitted.candidate.threshold == start.candidate.threshold
+        assert fitted.candidate.bias == start.candidate.bias
+        with_ftbc = len(search.images.fitting) if start.candidate.bias == "ftbc" else 0
+        assert fitted.candidate.rounds == start.candidate.rounds + with_ftbc
+        errors, hits = measured(search.rebuild(fitted), ann, held_out)
+        assert fitted.logit_error == pytest.approx(errors, rel=1e-4)
+        assert torch.equal(fitted.hits, hits.float())
+    assert search.best() is rule(search.trials)
+
     report = report_of(
         convert(ann, x, steps=2, threshold="auto", bias="auto", signed=signed, refit=True, settings=settings)
     )
-    kinds = [("none", 0, 0.0), ("light", 0, 0.0), *(("ftbc", n, size) for size in (0.3, 0.6) for n in (1, 4))]
-    expected = [(threshold, *kind) for threshold in ("max", "percentile", "mmse") for kind in kinds]
-    tried = [(one.threshold, one.bias, one.rounds, one.step_size) for one in report.candidates if not one.refit]
-    assert tried == expected
-
-    held_out = torch.cat(parts(x, settings).choosing)
-    found: list[tuple[Candidate, float, Tensor]] = []
-    for candidate in report.candidates[:-1]:
-        again = Settings(rounds=(candidate.rounds,), batch_size=80, step_sizes=(candidate.step_size or 0.3,))
-        alone = convert(
-            ann, x, steps=2, threshold=candidate.threshold, bias=candidate.bias, signed=signed, settings=again
-        )
-        errors, hits = measured(alone, ann, held_out)
-        assert candidate.logit_error == pytest.approx(errors[-1], rel=1e-4)
-        assert candidate.accuracy == pytest.approx(float(hits.float().mean()))
-        found.append((candidate, errors[-1], hits.double()))
-
-    def rule(found: list[tuple[Candidate, float, Tensor]]) -> Candidate:
-        best = max(found, key=lambda one: (one[2].mean(), -one[1]))[2]
-        close = [one for one in found if (best - one[2]).mean() <= (best - one[2]).std(correction=0) / len(best) ** 0.5]
-        return min(close, key=lambda one: one[1])[0]
-
-    chosen_first = rule(found)
-    refitted = report.candidates[-1]
-    assert refitted.refit
-    assert (refitted.threshold, refitted.bias, refitted.rounds, refitted.step_size) == (
-        chosen_first.threshold,
-        chosen_first.bias,
-        chosen_first.rounds,
-        chosen_first.step_size,
-    ), "the best one is refitted"
-    assert report.chosen in (chosen_first, refitted)
+    assert report.candidates == tuple(trial.candidate for trial in search.trials)
+    assert report.chosen == rule(search.trials).candidate
     assert not any(
         one.accuracy > report.chosen.accuracy and one.logit_error < report.chosen.logit_error
         for one in report.candidates
@@ -258,10 +273,12 @@ def trial(hits: str, logit_error: float) -> Trial:
 @pytest.mark.parametrize(
     ("trials", "chosen"),
     [
-        # One hit of eight more: mean lead 1/8, its standard error sqrt(7)/8 / sqrt(8) = 0.117 is less.
-        ([("11111110", 0.9), ("11111100", 0.1)], 0),
-        # One more and none less is a lead; one more of sixteen that differ both ways is not.
-        ([("11111110", 0.9), ("01111101", 0.1)], 0 if 1 / 8 <= 0 else 1),
+        # 3 hits of 8 more and none less: mean lead 3/8, standard error sqrt(3/8 5/8) / sqrt(8) = 0.171. It counts.
+        ([("11111110", 0.9), ("11110000", 0.1)], 0),
+        # 2 of 8: mean lead 2/8, standard error sqrt(2/8 6/8) / sqrt(8) = 0.153. It does not.
+        ([("11111110", 0.9), ("11111000", 0.1)], 1),
+        # 4 more and 1 less: mean lead 3/8, standard error sqrt(5/8 - 9/64) / sqrt(8) = 0.246. It does not.
+        ([("11111110", 0.9), ("11100001", 0.1)], 1),
         ([("11110000", 0.5), ("00001111", 0.4), ("11110000", 0.3)], 2),
         ([("11110000", 0.3), ("11110000", 0.3)], 0),
         ([("11111111", 0.9), ("00000000", 0.0)], 0),
@@ -269,14 +286,25 @@ def trial(hits: str, logit_error: float) -> Trial:
 )
 def test_the_rule_on_paper(trials: list[tuple[str, float]], chosen: int) -> None:
     candidates = [trial(*one) for one in trials]
-    search: Any = SimpleNamespace(trials=candidates)
-    assert Search.best(search) is candidates[chosen]
+    search: Any = SimpleNamespace(trials=[])
+    assert Search.best(search, candidates) is candidates[chosen]
+    assert rule(candidates) is candidates[chosen]
 
 
 def test_auto_for_learned_ceilings() -> None:
     ann = mlp(activation=QCFS)
     snn = convert(ann, torch.randn(100, 6), steps=2, threshold="auto", bias="none")
     assert [one.threshold for one in report_of(snn).candidates] == ["qcfs", "percentile", "mmse"]
+
+
+def test_a_search_by_hand() -> None:
+    """As its docstring shows."""
+    x = torch.randn(60, 6)
+    search = Search(mlp(), x, steps=4)
+    search.try_all(("max", "mmse"), ("none", "ftbc"))
+    shapes = [search.rebuild(trial)(x, 4).shape for trial in search.trials]
+    assert len(shapes) == 2 * 6
+    assert set(shapes) == {(4, 60, 4)}
 
 
 def test_rounds_and_step_sizes_that_are_tried() -> None:

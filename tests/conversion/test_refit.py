@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ranvier.conversion import ConvertedSNN, refit
+from ranvier.conversion.bias import ftbc
 from ranvier.conversion.refit import Refit
 from ranvier.conversion.walk import walk
 
@@ -169,6 +170,31 @@ def test_later_layers_are_fitted_to_what_the_fitted_ones_before_send() -> None:
     expected = before + (torch.linalg.inv(squares + ridge) @ x1.T @ (target - x1 @ before.T)).T
     layer = snn.network.get_submodule("4")
     assert torch.allclose(torch.cat([layer.weight, layer.bias.unsqueeze(1)], 1), expected, rtol=0, atol=1e-9)
+
+
+def test_a_round_of_ftbc_on_the_same_pass() -> None:
+    """Neurons are corrected for the currents of the fitted layer before them, and the next one fitted to what they send."""
+    torch.manual_seed(0)
+    ann = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)).double()
+    x = torch.rand(64, 6).double()
+    graph, snn = twins(ann, x, steps=STEPS)
+    _, only_biases = twins(ann, x, steps=STEPS)
+    Refit(graph, snn, STEPS, step_size=0.5).update(x)
+    ftbc(graph, only_biases, x, STEPS, step_size=0.5)
+    (first, second), (first_alone, second_alone) = snn.neurons.values(), only_biases.neurons.values()
+    assert torch.equal(first.bias, first_alone.bias)
+    assert first.bias.abs().max() > 0.01
+    assert not torch.equal(second.bias, second_alone.bias)
+    for name in ("2", "4"):
+        received, target = first_layer(graph, snn, x, name)  # with all biases and weights as they are now
+        x1 = torch.cat([received, torch.ones(64, 1)], 1)
+        before = torch.cat([ann.get_submodule(name).weight, ann.get_submodule(name).bias.unsqueeze(1)], 1)
+        squares = x1.T @ x1
+        ridge = refit.RIDGE * squares.diagonal().mean() * torch.eye(9).double()
+        expected = before + (torch.linalg.inv(squares + ridge) @ x1.T @ (target - x1 @ before.T)).T
+        layer = snn.network.get_submodule(name)
+        # Biases are kept in float32, but were used in float64 on the way.
+        assert torch.allclose(torch.cat([layer.weight, layer.bias.unsqueeze(1)], 1), expected, rtol=0, atol=1e-5)
 
 
 def test_what_is_left_alone() -> None:

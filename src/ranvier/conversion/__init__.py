@@ -1,7 +1,8 @@
 """Conversion of trained ANNs to spiking networks of few steps, by forward passes alone."""
 
 from ranvier.conversion.account import Account, Candidate, LayerAccount
-from ranvier.conversion.convert import Search, Settings, Trial, convert
+from ranvier.conversion.convert import convert
+from ranvier.conversion.search import Search, Settings, Trial
 from ranvier.conversion.spiking import ConvertedSNN
 from ranvier.conversion.storage import KIND, from_card, load, save
 from ranvier.conversion.threshold import Activations, observe, thresholds

@@ -1,0 +1,388 @@
+"""Trying settings of a conversion, and choosing among them on held-out images."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, fx, nn
+
+from ranvier import provenance
+from ranvier.checks import check_choice, check_positive
+from ranvier.conversion.account import Account, Candidate, LayerAccount
+from ranvier.conversion.bias import VARIANTS, Bias, Variant, channel_means, ftbc, light, potential
+from ranvier.conversion.calibration import Calibration, CalibrationImages, check_classes, gather
+from ranvier.conversion.progress import Progress
+from ranvier.conversion.refit import Refit
+from ranvier.conversion.spiking import ConvertedSNN, spiking
+from ranvier.conversion.threshold import Activations, Threshold, observe, thresholds
+from ranvier.conversion.trace import trace
+from ranvier.conversion.vocabulary import SITES
+from ranvier.conversion.walk import walk
+from ranvier.nn import QCFS, ConvertedIF
+
+AUTO_BIASES: tuple[Bias, ...] = ("none", "light", "ftbc")
+AUTO_THRESHOLDS: tuple[Threshold, ...] = ("max", "percentile", "mmse")
+"""What `auto` tries; `qcfs` in place of `max` where the network has learned ceilings."""
+
+STANDARD_ERRORS = 2.0
+"""Accuracies that differ by no more are taken as equal, and the logit error decides."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The fine print of a conversion."""
+
+    per_channel: bool = True
+    """One threshold per channel, or one per layer (max, percentile, mmse, balance)."""
+    percentile: float = 99.9
+    """Share of activations below the threshold, in percent (percentile)."""
+    v_init: float = 0.5
+    """Initial potential, in thresholds."""
+    mmse_shift: float | None = None
+    """Potential that mmse counts on, in thresholds; None for v_init, which neurons start from. Published: 0."""
+    variant: Variant = "V1"
+    """How neurons go on while FTBC corrects them."""
+    rounds: tuple[int, ...] = (0, 1, 2, 3, 5, 10)
+    """Numbers of FTBC rounds to choose among; a round corrects every layer once, from one batch."""
+    step_sizes: tuple[float, ...] = (0.4,)
+    """FTBC step sizes to choose among."""
+    batch_size: int = 200
+    """Images per batch."""
+    held_out: float = 0.4
+    """Share of the calibration images that settings are chosen on; 0 chooses on those that were fitted on."""
+    seed: int = 0
+    """Decides which images are held out, and the order of the others."""
+
+    def __post_init__(self) -> None:
+        check_choice("variant", self.variant, VARIANTS)
+        check_positive("batch_size", self.batch_size)
+        if not 0 < self.percentile <= 100:
+            raise ValueError(f"percentile is {self.percentile}, but must lie above 0 and at most at 100.")
+        if not 0 <= self.held_out < 1:
+            raise ValueError(f"held_out is {self.held_out}, but must be a share of the images: at least 0, below 1.")
+        if not 0 <= self.v_init <= 1:
+            raise ValueError(f"v_init is {self.v_init}, but must lie between 0 and 1 thresholds.")
+        if not self.rounds or min(self.rounds) < 0:
+            raise ValueError(f"rounds is {self.rounds}, but must list at least one number of rounds, none negative.")
+        if not self.step_sizes or min(self.step_sizes) <= 0:
+            raise ValueError(f"step_sizes is {self.step_sizes}, but must list at least one, all greater than 0.")
+
+
+@dataclass
+class Clock:
+    """Adds up seconds by stage: `with clock("biases"): ...`."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Time a block."""
+        begin = time.perf_counter()
+        yield
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - begin
+
+
+class Search:
+    """Conversions of one ANN to one number of steps, tried one after the other and compared.
+
+    `convert` is a search and its best trial. To look at the others, run it yourself, under `torch.no_grad()`:
+
+        search = Search(ann, images, steps=4)
+        search.try_all(("max", "mmse"), ("none", "ftbc"))
+        for trial in search.trials:
+            print(trial.candidate, search.rebuild(trial)(images, 4).shape)
+
+    Args:
+        ann: As in `convert`, like the others.
+        calibration: Images, with or without labels.
+        steps: T.
+        signed: Whether neurons may take spikes back.
+        settings: The fine print.
+        bar: What to tell what goes on.
+    """
+
+    def __init__(
+        self,
+        ann: nn.Module,
+        calibration: Calibration,
+        *,
+        steps: int,
+        signed: bool = False,
+        settings: Settings | None = None,
+        bar: "Progress | None" = None,
+    ) -> None:
+        settings = settings or Settings()
+        bar = bar or Progress(wanted=False)
+        self.steps = steps
+        self.signed = signed
+        self.settings = settings
+        self.bar = bar
+        self.clock = Clock()
+        device = next((parameter.device for parameter in ann.parameters()), torch.device("cpu"))
+        self.images: CalibrationImages = gather(
+            calibration,
+            batch_size=settings.batch_size,
+            held_out=settings.held_out,
+            seed=settings.seed,
+            device=device,
+        )
+        bar.show("tracing")
+        with self.clock("trace"):
+            self.ann: fx.GraphModule = trace(ann, self.images.fitting[0][:8])
+        self.sites = [
+            str(node.target)
+            for node in self.ann.graph.nodes
+            if node.op == "call_module" and isinstance(self.ann.get_submodule(str(node.target)), SITES)
+        ]
+        bar.show("activations")
+        with self.clock("thresholds"):
+            self.observed: dict[str, Activations] = observe(self.ann, self.sites, self.images.fitting)
+            self.logits = [self.ann(images) for images in self.images.choosing]
+        check_classes(self.images, self.logits[0].shape[1])
+        joined = torch.cat(self.logits)
+        self.spread = (joined - joined.mean(0)).square().mean().clamp_min(1e-12)
+        self.answers = self.images.labels or tuple(logits.argmax(1) for logits in self.logits)
+        self.found: dict[Threshold, dict[str, Tensor]] = {}
+        self.trials: list[Trial] = []
+
+    def thresholds_to_try(self, threshold: Threshold | Literal["auto"]) -> tuple[Threshold, ...]:
+        """The asked one, or all that this network can have."""
+        if threshold != "auto":
+            return (threshold,)
+        learned = all(isinstance(self.ann.get_submodule(name), QCFS) for name in self.sites)
+        return ("qcfs", *AUTO_THRESHOLDS[1:]) if learned else AUTO_THRESHOLDS
+
+    def biases_to_try(self, bias: Bias | Literal["auto"]) -> tuple[Bias, ...]:
+        """The asked one, or all that `auto` tries."""
+        return AUTO_BIASES if bias == "auto" else (bias,)
+
+    def passes(self, kinds: Sequence[Threshold], biases: Sequence[Bias], refit: bool) -> int:
+        """How often `bar` will be told of something new."""
+        rounds = max(self.settings.rounds) * len(self.settings.step_sizes)
+        each = sum(rounds if bias == "ftbc" else 1 for bias in biases) + len(self.images.fitting) * refit
+        return len(kinds) * each + 1
+
+    def build(self, threshold: Threshold) -> ConvertedSNN:
+        """The network with these thresholds and nothing corrected."""
+        channels = {name: len(self.observed[name].top) for name in self.sites}
+        graph = spiking(self.ann, channels, signed=self.signed)
+        snn = ConvertedSNN(graph, self.steps, self.images.fitting[0].ndim).to(self.logits[0].device)
+        for name, neuron in snn.neurons.items():
+            found = self.thresholds_of(threshold)[name]
+            neuron.threshold.copy_(found)
+            neuron.v_init.copy_(self.settings.v_init * found)
+        return snn
+
+    def thresholds_of(self, kind: Threshold) -> dict[str, Tensor]:
+        """Thresholds of all layers, computed once."""
+        settings = self.settings
+        if kind not in self.found:
+            self.found[kind] = {
+                name: thresholds(
+                    kind,
+                    self.observed[name],
+                    self.ann.get_submodule(name),
+                    self.steps,
+                    name=name,
+                    per_channel=settings.per_channel,
+                    percentile=settings.percentile,
+                    v_init=settings.v_init if settings.mmse_shift is None else settings.mmse_shift,
+                )
+                for name in self.sites
+            }
+        return self.found[kind]
+
+    def try_all(self, kinds: Sequence[Threshold], biases: Sequence[Bias]) -> None:
+        """Every threshold with every bias."""
+        for kind in kinds:
+            for bias in biases:
+                if bias == "ftbc":
+                    self.try_ftbc(kind, covered="none" in biases)
+                    continue
+                with self.clock("thresholds"):
+                    snn = self.build(kind)
+                self.bar.show(f"threshold {kind}, bias {bias}")
+                with self.clock("biases"):
+                    if bias == "light":
+                        light(self.ann, snn, self.images.fitting, self.steps)
+                    elif bias == "potential":
+                        potential(self.ann, snn, self.images.fitting, self.steps)
+                self.consider(snn, kind, bias)
+
+    def try_ftbc(self, kind: Threshold, covered: bool) -> None:
+        """FTBC after each number of rounds; `covered`: no rounds at all were tried as `none` before."""
+        settings = self.settings
+        rounds = sorted(set(settings.rounds) - ({0} if covered else set()))
+        for number, step_size in enumerate(settings.step_sizes):
+            with self.clock("thresholds"):
+                snn = self.build(kind)
+            done = 0
+            for goal in rounds:
+                if goal == 0 and number > 0:
+                    continue
+                while done < goal:
+                    self.bar.show(f"threshold {kind}, ftbc round {done + 1} of {rounds[-1]}")
+                    with self.clock("biases"):
+                        images = self.images.fitting[done % len(self.images.fitting)]
+                        ftbc(self.ann, snn, images, self.steps, step_size=step_size, variant=settings.variant)
+                    done += 1
+                self.consider(snn, kind, "ftbc", goal, step_size)
+
+    def try_refit(self) -> None:
+        """The best network of each threshold with its weights fitted to the spikes, and FTBC kept up if it has that."""
+        for kind in dict.fromkeys(trial.candidate.threshold for trial in self.trials):
+            start = self.best([trial for trial in self.trials if trial.candidate.threshold == kind])
+            one = start.candidate
+            step_size = one.step_size or self.settings.step_sizes[0]
+            snn = self.rebuild(start)
+            refit = Refit(self.ann, snn, self.steps, step_size if one.bias == "ftbc" else None)
+            for number, images in enumerate(self.images.fitting, 1):
+                self.bar.show(f"threshold {kind}, fitting weights, batch {number} of {len(self.images.fitting)}")
+                with self.clock("weights"):
+                    refit.update(images)
+            rounds = one.rounds + len(self.images.fitting) * (one.bias == "ftbc")
+            self.consider(snn, kind, one.bias, rounds, step_size if one.bias == "ftbc" else 0.0, refit=True)
+
+    def consider(
+        self,
+        snn: ConvertedSNN,
+        threshold: Threshold,
+        bias: Bias,
+        rounds: int = 0,
+        step_size: float = 0.0,
+        refit: bool = False,
+    ) -> None:
+        """Measure a network on the images to choose on, and remember its corrections."""
+        with self.clock("choosing"):
+            errors, hits = self.measure(snn)
+        candidate = Candidate(threshold, bias, rounds, step_size, refit, errors[-1], float(hits.mean()))
+        kept = {
+            key: tensor.clone()
+            for key, tensor in snn.state_dict().items()
+            if refit or isinstance(snn.get_submodule(key.rpartition(".")[0]), ConvertedIF)
+        }
+        self.trials.append(Trial(candidate, errors, hits, kept))
+
+    def measure(self, snn: ConvertedSNN) -> tuple[tuple[float, ...], Tensor]:
+        """Logit error after 1 .. T steps, and which answers were right after T."""
+        squares = torch.zeros(self.steps, device=self.logits[0].device)
+        hits: list[Tensor] = []
+        counts = torch.arange(1, self.steps + 1, device=squares.device).view(-1, 1, 1)
+        for images, logits, answers in zip(self.images.choosing, self.logits, self.answers, strict=True):
+            means = snn(images, self.steps).cumsum(0) / counts
+            squares += (means - logits).square().sum((1, 2))
+            hits.append((means[-1].argmax(1) == answers).float())
+        values = sum(logits.numel() for logits in self.logits)
+        return tuple((squares / values / self.spread).tolist()), torch.cat(hits)
+
+    def best(self, trials: Sequence["Trial"] | None = None) -> "Trial":
+        """The trial with the least logit error among those whose accuracy cannot be told from the best."""
+        trials = self.trials if trials is None else trials
+        top = max(trials, key=lambda trial: (float(trial.hits.mean()), -trial.candidate.logit_error))
+
+        def as_good(trial: Trial) -> bool:
+            lead = top.hits - trial.hits  # the same images for both: the spread of the difference counts
+            return float(lead.mean()) <= STANDARD_ERRORS * float(lead.std(correction=0)) / len(lead) ** 0.5
+
+        return min(filter(as_good, trials), key=lambda trial: trial.candidate.logit_error)
+
+    def rebuild(self, trial: "Trial") -> ConvertedSNN:
+        """The network of a trial."""
+        snn = self.build(trial.candidate.threshold)
+        for key, tensor in trial.state.items():
+            path, _, name = key.rpartition(".")
+            module = snn.get_submodule(path)
+            buffer = name in dict(module.named_buffers(recurse=False))
+            setattr(module, name, tensor if buffer else nn.Parameter(tensor, requires_grad=False))
+        return snn
+
+    def finish(self) -> ConvertedSNN:
+        """The best network, with its account."""
+        best = self.best()
+        snn = self.rebuild(best)
+        self.bar.show("measuring")
+        with self.clock("measuring"):
+            before = _Errors(self.ann, self.build(best.candidate.threshold), self.images.choosing, self.steps)
+            after = _Errors(self.ann, snn, self.images.choosing, self.steps)
+        added = [tensor for neuron in snn.neurons.values() for tensor in neuron.buffers()]
+        snn.report = Account(
+            steps=self.steps,
+            chosen=best.candidate,
+            candidates=tuple(trial.candidate for trial in self.trials),
+            scored_against="labels" if self.images.labels is not None else "answers of the ANN",
+            signed=self.signed,
+            fitted_on=self.images.fitted,
+            chosen_on=len(best.hits),
+            held_out=self.images.held_out > 0,
+            logit_error=best.logit_error,
+            layers=tuple(after.layer(name, before.errors(name)) for name in self.sites),
+            seconds=dict(self.clock.seconds),
+            bytes_added=sum(tensor.numel() * tensor.element_size() for tensor in added),
+            bytes_currents=after.bytes_currents,
+            versions=provenance.versions(),
+            device=provenance.device_name(self.logits[0].device),
+        )
+        return snn
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A combination of settings: how it did, and the tensors to build it again."""
+
+    candidate: Candidate
+    logit_error: tuple[float, ...]
+    hits: Tensor
+    state: dict[str, Tensor]
+
+
+class _Errors:
+    """What every layer transmits on average, next to the activation that it stands for."""
+
+    def __init__(self, ann: fx.GraphModule, snn: ConvertedSNN, batches: tuple[Tensor, ...], steps: int) -> None:
+        self.neurons = snn.neurons
+        self.sent: dict[str, Tensor] = {}
+        self.fired: dict[str, Tensor] = {}
+        self.wanted: dict[str, Tensor] = {}
+        self.bytes_currents = 0
+        for images in batches:
+            share = len(images) / sum(map(len, batches))
+
+            def add(
+                name: str, neuron: ConvertedIF, current: Tensor, activation: Tensor, share: float = share
+            ) -> Tensor:
+                sent: Tensor = neuron(current)
+                self._add(self.sent, name, share * channel_means(sent))
+                self._add(self.fired, name, share * channel_means((sent != 0).to(sent.dtype)))
+                self._add(self.wanted, name, share * channel_means(activation.unsqueeze(0))[0])
+                self.bytes_currents = max(self.bytes_currents, current.numel() * current.element_size())
+                return sent
+
+            walk(ann, snn, images, steps, add)
+
+    @staticmethod
+    def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
+        sums[name] = sums[name] + value if name in sums else value
+
+    def errors(self, name: str) -> tuple[float, ...]:
+        """Relative mean error of each step."""
+        difference = (self.sent[name] - self.wanted[name]).abs().sum(1)
+        return tuple((difference / self.wanted[name].sum().clamp_min(1e-12)).tolist())
+
+    def layer(self, name: str, error_before: tuple[float, ...]) -> LayerAccount:
+        """The layer's part of the account."""
+        fired = self.fired[name]
+        threshold = self.neurons[name].threshold
+        return LayerAccount(
+            name=name,
+            channels=len(threshold),
+            threshold=float(threshold.mean()),
+            error_before=error_before,
+            error_after=self.errors(name),
+            firing_rate=tuple(fired.mean(1).tolist()),
+            dead=float((fired == 0).all(0).float().mean()),
+            saturated=float((fired > 1 - 1e-6).all(0).float().mean()),
+            infeasible=float((self.wanted[name] > threshold).float().mean()),
+        )
