@@ -296,7 +296,8 @@ class Search:
             path, _, name = key.rpartition(".")
             module = snn.get_submodule(path)
             buffer = name in dict(module.named_buffers(recurse=False))
-            setattr(module, name, tensor if buffer else nn.Parameter(tensor, requires_grad=False))
+            own = tensor.clone()  # what is calibrated further must not change the trial
+            setattr(module, name, own if buffer else nn.Parameter(own, requires_grad=False))
         return snn
 
     def finish(self) -> ConvertedSNN:

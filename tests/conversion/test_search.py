@@ -1,0 +1,70 @@
+import pytest
+import torch
+from torch import nn
+
+from ranvier.conversion import Search, Settings
+from ranvier.conversion.progress import Progress
+
+IMAGES = torch.rand(60, 8, generator=torch.Generator().manual_seed(0))
+
+
+def ann() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
+
+
+class Counter(Progress):
+    """Counts what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__(wanted=False)
+        self.shown: list[str] = []
+
+    def show(self, what: str) -> None:
+        self.shown.append(what)
+
+
+@pytest.mark.parametrize("refit", [False, True])
+@pytest.mark.parametrize("bias", ["none", "light", "potential", "ftbc", "auto"])
+@pytest.mark.parametrize("threshold", ["max", "auto"])
+@torch.no_grad()
+def test_the_progress_bar_ends_where_it_was_said_to(threshold, bias, refit) -> None:  # type: ignore[no-untyped-def]
+    bar = Counter()
+    settings = Settings(rounds=(0, 3, 1), step_sizes=(0.4, 0.1), batch_size=15)
+    search = Search(ann(), IMAGES, steps=2, settings=settings, bar=bar)
+    kinds, biases = search.thresholds_to_try(threshold), search.biases_to_try(bias)
+    expected = search.passes(kinds, biases, refit)
+    bar.shown.clear()
+    search.try_all(kinds, biases)
+    if refit:
+        search.try_refit()
+    search.finish()
+    assert len(bar.shown) == expected
+
+
+@torch.no_grad()
+def test_every_trial_can_be_built_again_with_what_it_scored() -> None:
+    search = Search(ann(), IMAGES, steps=3, settings=Settings(rounds=(1, 4)))
+    search.try_all(("max", "mmse"), ("none", "light", "potential", "ftbc"))
+    search.try_refit()
+    assert len(search.trials) == 2 * 5 + 2
+    for trial in search.trials:
+        errors, hits = search.measure(search.rebuild(trial))
+        assert errors == trial.logit_error
+        assert torch.equal(hits, trial.hits)
+
+
+@torch.no_grad()
+def test_refit_starts_from_the_best_of_every_threshold() -> None:
+    search = Search(ann(), IMAGES, steps=3, settings=Settings(rounds=(1, 4)))
+    search.try_all(("max", "mmse"), ("none", "ftbc"))
+    search.try_refit()
+    refitted = [trial.candidate for trial in search.trials if trial.candidate.refit]
+    assert [one.threshold for one in refitted] == ["max", "mmse"]
+    for one in refitted:
+        best = search.best(
+            [t for t in search.trials if t.candidate.threshold == one.threshold and not t.candidate.refit]
+        )
+        assert one.bias == best.candidate.bias
+        further = len(search.images.fitting) if one.bias == "ftbc" else 0
+        assert one.rounds == best.candidate.rounds + further
