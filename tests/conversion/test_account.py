@@ -13,9 +13,9 @@ from torch import nn
 
 from ranvier.conversion import Account, Candidate, LayerAccount, Settings, convert
 
-PLAIN = Candidate("mmse", "none", 0, 0.0, False, 0.5, 0.8125)
-CORRECTED = Candidate("mmse", "ftbc", 3, 0.4, False, 0.0123, 0.9375)
-REFITTED = Candidate("mmse", "ftbc", 3, 0.4, True, 0.0234, 0.9062)
+PLAIN = Candidate("mmse", "none", 0, 0.0, False, 0.3, 0.5, 0.8125)
+CORRECTED = Candidate("mmse", "ftbc", 3, 0.4, False, 0.0456, 0.0123, 0.9375)
+REFITTED = Candidate("mmse", "ftbc", 3, 0.4, True, 0.0567, 0.0234, 0.9062)
 
 ACCOUNT = Account(
     steps=3,

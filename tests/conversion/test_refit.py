@@ -173,7 +173,7 @@ def test_later_layers_are_fitted_to_what_the_fitted_ones_before_send() -> None:
 
 
 def test_a_round_of_ftbc_on_the_same_pass() -> None:
-    """Neurons are corrected for the currents of the fitted layer before them, and the next one fitted to what they send."""
+    """Neurons are corrected for what the fitted layer gives them, and the next layer is fitted to what they send."""
     torch.manual_seed(0)
     ann = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)).double()
     x = torch.rand(64, 6).double()

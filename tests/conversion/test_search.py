@@ -4,6 +4,7 @@ from torch import nn
 
 from ranvier.conversion import Search, Settings
 from ranvier.conversion.progress import Progress
+from ranvier.conversion.search import divergence
 
 IMAGES = torch.rand(60, 8, generator=torch.Generator().manual_seed(0))
 
@@ -49,8 +50,9 @@ def test_every_trial_can_be_built_again_with_what_it_scored() -> None:
     search.try_refit()
     assert len(search.trials) == 2 * 5 + 2
     for trial in search.trials:
-        errors, hits = search.measure(search.rebuild(trial))
+        errors, hits, far = search.measure(search.rebuild(trial))
         assert errors == trial.logit_error
+        assert far == trial.candidate.divergence
         assert torch.equal(hits, trial.hits)
 
 
@@ -68,3 +70,22 @@ def test_refit_starts_from_the_best_of_every_threshold() -> None:
         assert one.bias == best.candidate.bias
         further = len(search.images.fitting) if one.bias == "ftbc" else 0
         assert one.rounds == best.candidate.rounds + further
+
+
+def test_divergence_forgives_scale_and_offset_and_nothing_else() -> None:
+    logits = torch.randn(50, 5, generator=torch.Generator().manual_seed(0))
+    assert divergence(logits, logits) == pytest.approx(0, abs=1e-6)
+    # A power of ten's tenth is on the grid of scales: exact but for rounding.
+    assert divergence(logits, logits * 10**-0.5 + 3) == pytest.approx(0, abs=1e-5)
+    noise = torch.randn(50, 5, generator=torch.Generator().manual_seed(1))
+    slight, strong = (divergence(logits, logits + size * noise) for size in (0.1, 1.0))
+    assert 1e-4 < slight < strong
+
+
+def test_divergence_by_hand() -> None:
+    """Two classes, one sample, the wrong sign: the flattest answer that the grid has is the best, k = 0.1."""
+    wanted = torch.tensor([[2.0, 0.0]])
+    p = float(torch.sigmoid(torch.tensor(2.0)))
+    q = float(torch.sigmoid(torch.tensor(-0.1)))
+    by_hand = p * torch.log(torch.tensor(p / q)) + (1 - p) * torch.log(torch.tensor((1 - p) / (1 - q)))
+    assert divergence(wanted, torch.tensor([[0.0, 1.0]])) == pytest.approx(float(by_hand), rel=1e-5)

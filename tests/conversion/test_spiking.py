@@ -248,7 +248,7 @@ def limits(name: str) -> tuple[nn.Module, Tensor]:
         ann = nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU())
         return nn.Sequential(*ann, nn.Linear(32, 5)), torch.randn(50, 20)
     ann = models.resnet20(neuron=lambda channels: nn.ReLU())
-    x = torch.rand(8, 3, 8, 8)
+    x = torch.rand(4, 3, 8, 8)
     ann.train()
     with torch.no_grad():
         ann(x, steps=1)  # statistics

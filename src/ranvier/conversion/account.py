@@ -53,6 +53,7 @@ class Candidate:
         rounds: FTBC rounds.
         step_size: FTBC step size.
         refit: Whether weights were fitted to the spikes.
+        divergence: From the answers of the ANN after all steps [nats], see `ranvier.conversion.search.divergence`.
         logit_error: Squared difference to the ANN's logits after all steps, over the variance of those.
         accuracy: On the images chosen on, after all steps; against their labels or the answers of the ANN.
     """
@@ -62,6 +63,7 @@ class Candidate:
     rounds: int
     step_size: float
     refit: bool
+    divergence: float
     logit_error: float
     accuracy: float
 
@@ -149,10 +151,11 @@ class Account:
             title="Settings tried",
             box=SIMPLE_HEAD,
             pad_edge=False,
+            collapse_padding=True,
             caption=f"accuracy against {self.scored_against}; what is within two standard errors of the best is told "
-            "apart by the logit error",
+            "apart by the divergence from the ANN",
         )
-        for title in ("threshold", "bias", "rounds", "step size", "weights", "logit error", "accuracy %"):
+        for title in ("threshold", "bias", "rounds", "step", "weights", "divergence", "logit error", "accuracy %"):
             tried.add_column(title, justify="right")
         for one in self.candidates:
             tried.add_row(
@@ -161,6 +164,7 @@ class Account:
                 str(one.rounds) if one.bias == "ftbc" else "",
                 f"{one.step_size:g}" if one.bias == "ftbc" else "",
                 "refitted" if one.refit else "",
+                f"{one.divergence:.4f}",
                 f"{one.logit_error:.4f}",
                 f"{100 * one.accuracy:.2f}",
                 style="bold" if one == self.chosen else None,

@@ -36,7 +36,7 @@ def convert(
     Nothing is taken on trust: where there is a choice (`auto`, rounds of FTBC including none, fitted weights), it is
     made on calibration images that were held out, after all `steps`: by accuracy, where they come without labels
     against the ANN's own answers. What lies within two standard errors of the best, too close for so few images to
-    tell, is told apart by the difference to the ANN's logits.
+    tell, is told apart by how far the answers diverge from the ANN's: see `ranvier.conversion.search.divergence`.
 
     Args:
         ann: A module that maps images `[B, ...]` to logits `[B, K]` and is made of convolutions, linear layers, ReLU

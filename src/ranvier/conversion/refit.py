@@ -98,13 +98,8 @@ def _patches(layer: Layer, x: Tensor) -> Tensor:
     """What each output of a layer sees, one row per sample and position, in the order of its flattened weights."""
     if isinstance(layer, nn.Linear):
         return x.flatten(0, -2)
-    kernel, stride, dilation = layer.kernel_size, layer.stride, layer.dilation
-    if isinstance(layer.padding, str):
-        spans = [d * (k - 1) if layer.padding == "same" else 0 for k, d in zip(kernel, dilation, strict=True)]
-        around = [(span // 2, span - span // 2) for span in spans]
-    else:
-        around = [(size, size) for size in layer.padding]
-    x = F.pad(x, [size for pair in reversed(around) for size in pair])
+    kernel, stride, padding, dilation = layer.kernel_size, layer.stride, layer.padding, layer.dilation
+    assert not isinstance(padding, str), "traced layers have numbers"
     if isinstance(layer, nn.Conv1d):
-        x, kernel, stride, dilation = x.unsqueeze(2), (1, *kernel), (1, *stride), (1, *dilation)
-    return F.unfold(x, kernel, dilation=dilation, stride=stride).transpose(1, 2).flatten(0, 1)
+        x, kernel, stride, padding, dilation = x.unsqueeze(2), (1, *kernel), (1, *stride), (0, *padding), (1, *dilation)
+    return F.unfold(x, kernel, dilation, padding, stride).transpose(1, 2).flatten(0, 1)

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from ranvier import provenance
 from ranvier.checks import check_choice, check_positive
 from ranvier.conversion.account import Account, Candidate, LayerAccount
-from ranvier.conversion.bias import VARIANTS, Bias, Variant, channel_means, ftbc, light, potential
+from ranvier.conversion.bias import BIASES, VARIANTS, Bias, Variant, channel_means, ftbc, light, potential
 from ranvier.conversion.calibration import Calibration, CalibrationImages, check_classes, gather
 from ranvier.conversion.progress import Progress
 from ranvier.conversion.refit import Refit
@@ -28,7 +28,7 @@ AUTO_THRESHOLDS: tuple[Threshold, ...] = ("max", "percentile", "mmse")
 """What `auto` tries; `qcfs` in place of `max` where the network has learned ceilings."""
 
 STANDARD_ERRORS = 2.0
-"""Accuracies that differ by no more are taken as equal, and the logit error decides."""
+"""Accuracies that differ by no more are taken as equal, and the divergence from the ANN decides."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,7 @@ class Search:
         settings: Settings | None = None,
         bar: "Progress | None" = None,
     ) -> None:
+        check_positive("steps", steps)
         settings = settings or Settings()
         bar = bar or Progress(wanted=False)
         self.steps = steps
@@ -199,6 +200,7 @@ class Search:
         """Every threshold with every bias."""
         for kind in kinds:
             for bias in biases:
+                check_choice("bias", bias, BIASES)
                 if bias == "ftbc":
                     self.try_ftbc(kind, covered="none" in biases)
                     continue
@@ -257,8 +259,9 @@ class Search:
     ) -> None:
         """Measure a network on the images to choose on, and remember its corrections."""
         with self.clock("choosing"):
-            errors, hits = self.measure(snn)
-        candidate = Candidate(threshold, bias, rounds, step_size, refit, errors[-1], float(hits.mean()))
+            errors, hits, divergence = self.measure(snn)
+        accuracy = float(hits.mean())
+        candidate = Candidate(threshold, bias, rounds, step_size, refit, divergence, errors[-1], accuracy)
         kept = {
             key: tensor.clone()
             for key, tensor in snn.state_dict().items()
@@ -266,28 +269,31 @@ class Search:
         }
         self.trials.append(Trial(candidate, errors, hits, kept))
 
-    def measure(self, snn: ConvertedSNN) -> tuple[tuple[float, ...], Tensor]:
-        """Logit error after 1 .. T steps, and which answers were right after T."""
+    def measure(self, snn: ConvertedSNN) -> tuple[tuple[float, ...], Tensor, float]:
+        """Logit error after 1 .. T steps; which answers were right after T; divergence from the ANN after T."""
         squares = torch.zeros(self.steps, device=self.logits[0].device)
         hits: list[Tensor] = []
+        last: list[Tensor] = []
         counts = torch.arange(1, self.steps + 1, device=squares.device).view(-1, 1, 1)
         for images, logits, answers in zip(self.images.choosing, self.logits, self.answers, strict=True):
             means = snn(images, self.steps).cumsum(0) / counts
             squares += (means - logits).square().sum((1, 2))
             hits.append((means[-1].argmax(1) == answers).float())
+            last.append(means[-1])
         values = sum(logits.numel() for logits in self.logits)
-        return tuple((squares / values / self.spread).tolist()), torch.cat(hits)
+        errors = tuple((squares / values / self.spread).tolist())
+        return errors, torch.cat(hits), divergence(torch.cat(self.logits), torch.cat(last))
 
     def best(self, trials: Sequence["Trial"] | None = None) -> "Trial":
-        """The trial with the least logit error among those whose accuracy cannot be told from the best."""
+        """The trial of least divergence among those whose accuracy cannot be told from the best."""
         trials = self.trials if trials is None else trials
-        top = max(trials, key=lambda trial: (float(trial.hits.mean()), -trial.candidate.logit_error))
+        top = max(trials, key=lambda trial: (float(trial.hits.mean()), -trial.candidate.divergence))
 
         def as_good(trial: Trial) -> bool:
             lead = top.hits - trial.hits  # the same images for both: the spread of the difference counts
             return float(lead.mean()) <= STANDARD_ERRORS * float(lead.std(correction=0)) / len(lead) ** 0.5
 
-        return min(filter(as_good, trials), key=lambda trial: trial.candidate.logit_error)
+        return min(filter(as_good, trials), key=lambda trial: trial.candidate.divergence)
 
     def rebuild(self, trial: "Trial") -> ConvertedSNN:
         """The network of a trial."""
@@ -337,6 +343,27 @@ class Trial:
     logit_error: tuple[float, ...]
     hits: Tensor
     state: dict[str, Tensor]
+
+
+def divergence(logits: Tensor, others: Tensor) -> float:
+    """How far other logits are from those of the ANN, as answers [nats].
+
+        min over k of  mean over samples of KL(softmax(logits) || softmax(k others)),   k = 0.1 .. 10
+
+    The difference of logits itself would charge for a common factor and for a common offset, which change no answer:
+    networks whose thresholds are low transmit less, and are no worse for it.
+
+    Args:
+        logits: Of the ANN, `[B, K]`.
+        others: Of another network, `[B, K]`.
+
+    >>> round(divergence(torch.tensor([[3.0, 1.0]]), torch.tensor([[1.0, 0.0]])), 6)
+    0.0
+    """
+    wanted = logits.log_softmax(1)
+    scales = torch.logspace(-1, 1, 41, dtype=logits.dtype, device=logits.device)
+    found = [(wanted.exp() * (wanted - (k * others).log_softmax(1))).sum(1).mean() for k in scales]
+    return max(float(torch.stack(found).min()), 0.0)
 
 
 class _Errors:
