@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ranvier import models
 from ranvier.conversion import Account, Candidate, ConversionError, ConvertedSNN, Settings, convert, trace
-from ranvier.conversion.bias import BIASES, ftbc
+from ranvier.conversion.bias import BIASES, VARIANTS, ftbc
 from ranvier.conversion.calibration import CalibrationImages, gather
 from ranvier.conversion.search import Search, Trial
 from ranvier.conversion.threshold import THRESHOLDS
@@ -177,6 +177,17 @@ def test_layers_of_the_report() -> None:
     )
 
 
+def test_dead_channels_never_fire() -> None:
+    """Not those that are silent at some step, as all are at the first one when potentials start at 0."""
+    ann, x = trained()
+    ann.features[4].bias.data[0] = -100.0
+    settings = Settings(v_init=0.0)
+    snn = convert(ann, x, steps=16, threshold="max", bias="none", settings=settings)
+    for layer, share in zip(report_of(snn).layers, (0.0, 1 / 8), strict=True):
+        assert layer.firing_rate[0] < 0.01
+        assert layer.dead == pytest.approx(share)
+
+
 def test_the_rest_of_the_report() -> None:
     ann, x = trained()
     snn = convert(ann, x, steps=STEPS, settings=Settings(rounds=(1,), held_out=0.25, batch_size=20), refit=True)
@@ -259,6 +270,20 @@ def test_auto_tries_everything_and_chooses_by_the_documented_rule(
     assert not any(
         one.accuracy > report.chosen.accuracy and one.divergence < report.chosen.divergence for one in report.candidates
     )
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_trial_stays_what_was_measured(variant: Any) -> None:
+    """Neither what is fitted further, starting from it, nor what is done to a network built from it changes it."""
+    x = torch.randn(100, 6)
+    search = Search(mlp(), x, steps=2, settings=Settings(rounds=(2,), batch_size=20, variant=variant))
+    search.try_all(("max",), ("ftbc",))
+    (first,) = search.trials
+    before = search.rebuild(first)(x, 2)
+    search.try_refit()
+    for tensor in search.rebuild(first).state_dict().values():
+        tensor.zero_()
+    assert torch.equal(search.rebuild(first)(x, 2), before)
 
 
 def trial(hits: str, divergence: float) -> Trial:
