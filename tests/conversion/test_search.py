@@ -89,3 +89,16 @@ def test_divergence_by_hand() -> None:
     q = float(torch.sigmoid(torch.tensor(-0.1)))
     by_hand = p * torch.log(torch.tensor(p / q)) + (1 - p) * torch.log(torch.tensor((1 - p) / (1 - q)))
     assert divergence(wanted, torch.tensor([[0.0, 1.0]])) == pytest.approx(float(by_hand), rel=1e-5)
+
+
+@torch.no_grad()
+def test_a_silent_network_is_never_right() -> None:
+    """All logits equal: an argmax that takes the first would score class 0."""
+    silent = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4, bias=False)).eval()
+    search = Search(silent, [(IMAGES, torch.zeros(60, dtype=torch.int64))], steps=2)
+    snn = search.build("max")
+    for neuron in snn.neurons.values():
+        neuron.threshold.fill_(1e6)
+        neuron.v_init.zero_()
+    _, hits, _ = search.measure(snn)
+    assert hits.sum() == 0

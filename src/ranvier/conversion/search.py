@@ -278,7 +278,9 @@ class Search:
         for images, logits, answers in zip(self.images.choosing, self.logits, self.answers, strict=True):
             means = snn(images, self.steps).cumsum(0) / counts
             squares += (means - logits).square().sum((1, 2))
-            hits.append((means[-1].argmax(1) == answers).float())
+            index = answers.unsqueeze(1)
+            others = means[-1].scatter(1, index, -torch.inf).amax(1)
+            hits.append((means[-1].gather(1, index).squeeze(1) > others).float())  # ties, as of silence, are misses
             last.append(means[-1])
         values = sum(logits.numel() for logits in self.logits)
         errors = tuple((squares / values / self.spread).tolist())
