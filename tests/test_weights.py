@@ -89,6 +89,17 @@ def test_foreign_safetensors(tmp_path: Path, metadata: dict[str, str] | None) ->
     save_file({"weight": torch.zeros(2)}, path, metadata)
     with pytest.raises(ValueError, match=r"carries no ranvier card.*load_parameters"):
         weights.load_tensors(path)
+    assert torch.equal(weights.load_foreign_tensors(path)["weight"], torch.zeros(2))
+
+
+def test_foreign_tensors_are_also_ours(tmp_path: Path) -> None:
+    weights.save(model(), tmp_path / "a.safetensors")
+    assert weights.load_foreign_tensors(tmp_path / "a.safetensors").keys() == model().state_dict().keys()
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        weights.load_foreign_tensors(tmp_path / "b.safetensors")
+    (tmp_path / "c.safetensors").write_bytes(b"no tensors in here")
+    with pytest.raises(ValueError, match="not a complete safetensors file"):
+        weights.load_foreign_tensors(tmp_path / "c.safetensors")
 
 
 def test_wrong_keys_and_shapes_are_named() -> None:

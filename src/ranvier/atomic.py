@@ -3,7 +3,7 @@
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,11 @@ def write_json(path: str | Path, content: Any) -> None:
     """Write `content` as indented json, atomically."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def tuples(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments from json, which has no tuples but lists: `Account(**tuples(json.loads(text)))`."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
 
 
 def _umask() -> int:

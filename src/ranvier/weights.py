@@ -45,7 +45,30 @@ def load_tensors(path: str | Path, device: torch.device | str = "cpu") -> tuple[
         FileNotFoundError: There is no such file.
         ValueError: The file is truncated, not a safetensors file, or not written by ranvier.
     """
-    path = Path(path)
+    tensors, card = _read(Path(path), device)
+    if card is None:
+        raise ValueError(
+            f"{path} is a safetensors file but carries no ranvier card, so its model and settings are unknown. "
+            "To use foreign weights, build the model and call load_parameters(model, tensors)."
+        )
+    content = json.loads(card)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} carries a ranvier card that is not a json object. It was written by something else.")
+    return tensors, content
+
+
+def load_foreign_tensors(path: str | Path) -> dict[str, Tensor]:
+    """Tensors by name from any safetensors file, whoever wrote it.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is truncated or not a safetensors file.
+    """
+    return _read(Path(path), "cpu")[0]
+
+
+def _read(path: Path, device: torch.device | str) -> tuple[dict[str, Tensor], str | None]:
+    """Tensors, and the text of our card if there is one."""
     if path.is_dir():
         raise FileNotFoundError(f"{path} is a folder. Pass a .safetensors file in it.")
     if not path.is_file():
@@ -59,15 +82,7 @@ def load_tensors(path: str | Path, device: torch.device | str = "cpu") -> tuple[
             f"{path} is not a complete safetensors file ({error}). It may be truncated or of another kind: "
             "copy it again, or use an earlier checkpoint."
         ) from error
-    if card is None:
-        raise ValueError(
-            f"{path} is a safetensors file but carries no ranvier card, so its model and settings are unknown. "
-            "To use foreign weights, build the model and call load_parameters(model, tensors)."
-        )
-    content = json.loads(card)
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} carries a ranvier card that is not a json object. It was written by something else.")
-    return tensors, content
+    return tensors, card
 
 
 def load_parameters(model: nn.Module, tensors: Mapping[str, Tensor], source: str = "the weights") -> None:

@@ -592,6 +592,11 @@ def test_float64() -> None:
         assert snn(x, 2).dtype == torch.float64
 
 
+def same_answers(logits: torch.Tensor, others: torch.Tensor) -> float:
+    """Share of images whose logits agree at every step."""
+    return float(((logits - others).abs().amax((0, 2)) < 1e-4).double().mean())
+
+
 def test_what_comes_back_moves_and_is_complete() -> None:
     """All tensors move with `.to`, whatever correction replaced them."""
     for bias in BIASES:
@@ -599,8 +604,8 @@ def test_what_comes_back_moves_and_is_complete() -> None:
         double = copy.deepcopy(snn).double()
         assert {tensor.dtype for tensor in double.state_dict().values()} == {torch.float64}
         x = torch.randn(10, 6)
-        # float64 instead of float32: a spike of 560 may move.
-        assert (double(x.double(), 2) - snn(x, 2)).abs().median() < 1e-5
+        # float64 instead of float32: a spike may move, but not in more than one image of ten.
+        assert same_answers(double(x.double(), 2), snn(x, 2)) >= 0.9
         assert {tensor.device.type for tensor in snn.to("meta").state_dict().values()} == {"meta"}
 
 
@@ -613,8 +618,8 @@ def test_on_a_gpu() -> None:
         assert {tensor.device.type for tensor in snn.state_dict().values()} == {"cuda"}
         assert report_of(snn).device == torch.cuda.get_device_name()
         on_gpu, on_cpu = snn(x.cuda(), STEPS).cpu(), snn.cpu()(x, STEPS)
-        # Convolutions add in another order; a spike that moves for it moves a logit here and there.
-        assert (on_gpu - on_cpu).abs().median() < 1e-3
+        # Convolutions add in another order; a spike that moves for it moves the logits of a few images.
+        assert same_answers(on_gpu, on_cpu) >= 0.9
 
 
 def test_inference_mode() -> None:

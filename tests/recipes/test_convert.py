@@ -7,6 +7,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ranvier.conversion import ConvertedSNN, Settings, load
+from ranvier.data import load_digits
 from ranvier.evaluation import accuracy_by_step
 from ranvier.recipes import convert, digits_ann, evaluate, load_trained, run
 
@@ -77,6 +78,14 @@ def test_first_test_images_only(ann: Path, tmp_path: Path) -> None:
     result = convert(str(ann), tmp_path, steps=2, images=100, test_images=50, bias="none", threshold="max", quiet=True)
     assert result.accuracy.total == 50
     assert result.report.chosen.threshold == "max"
+
+
+def test_scored_on_the_test_set_also_after_a_recipe_that_held_images_out(tmp_path: Path) -> None:
+    run(digits_ann(**QUICK, hold_out=200), tmp_path / "a", quiet=True)
+    splits = load_digits()
+    result = convert(str(tmp_path / "a"), tmp_path / "b", steps=2, images=100, settings=FAST, quiet=True)
+    assert result.accuracy.total == len(splits.test)
+    assert len(splits.test) != 200
 
 
 def test_what_was_converted_is_no_ann(folder: Path, tmp_path: Path) -> None:

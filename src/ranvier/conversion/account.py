@@ -9,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
 
-from ranvier.atomic import write_json
+from ranvier.atomic import tuples, write_json
 from ranvier.conversion.bias import Bias
 from ranvier.conversion.threshold import Threshold
 from ranvier.report import conversion_errors
@@ -192,13 +192,8 @@ class Account:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
         """The account that `to_json` wrote."""
-        values = _tuples(content)
+        values = tuples(content)
         values["chosen"] = Candidate(**content["chosen"])
         values["candidates"] = tuple(Candidate(**one) for one in content["candidates"])
-        values["layers"] = tuple(LayerAccount(**_tuples(layer)) for layer in content["layers"])
+        values["layers"] = tuple(LayerAccount(**tuples(layer)) for layer in content["layers"])
         return cls(**values)
-
-
-def _tuples(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Keyword arguments from json, which has no tuples but lists."""
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}

@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from ranvier.checks import check_choice, check_positive
+from ranvier.checks import check_choice, check_count
 from ranvier.conversion.bias import BIASES, Bias
 from ranvier.conversion.calibration import Calibration
 from ranvier.conversion.progress import Progress
@@ -66,7 +66,7 @@ def convert(
     >>> snn(torch.rand(5, 4), steps=8).shape
     torch.Size([8, 5, 3])
     """
-    check_positive("steps", steps)
+    check_count("steps", steps)
     check_choice("threshold", threshold, (*THRESHOLDS, "auto"))
     check_choice("bias", bias, (*BIASES, "auto"))
     settings = settings or Settings()

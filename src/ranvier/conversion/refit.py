@@ -37,7 +37,7 @@ class Refit:
         ann: From `trace`; its weights stay.
         snn: From `spiking`, of that graph; its weights are changed.
         steps: T.
-        step_size: Of the FTBC round that goes with each update; None leaves biases alone.
+        step_size: Of the FTBC round (variant V1) that goes with each update; None leaves biases alone.
 
     Note: grouped convolutions are left as they are, since each output sees only part of the patches.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ranvier import provenance
-from ranvier.checks import check_choice, check_positive
+from ranvier.checks import check_choice, check_count
 from ranvier.conversion.account import Account, Candidate, LayerAccount
 from ranvier.conversion.bias import BIASES, VARIANTS, Bias, Variant, channel_means, ftbc, light, potential
 from ranvier.conversion.calibration import Calibration, CalibrationImages, check_classes, gather
@@ -58,7 +58,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_choice("variant", self.variant, VARIANTS)
-        check_positive("batch_size", self.batch_size)
+        check_count("batch_size", self.batch_size)
         if not 0 < self.percentile <= 100:
             raise ValueError(f"percentile is {self.percentile}, but must lie above 0 and at most at 100.")
         if not 0 <= self.held_out < 1:
@@ -112,9 +112,9 @@ class Search:
         steps: int,
         signed: bool = False,
         settings: Settings | None = None,
-        bar: "Progress | None" = None,
+        bar: Progress | None = None,
     ) -> None:
-        check_positive("steps", steps)
+        check_count("steps", steps)
         settings = settings or Settings()
         bar = bar or Progress(wanted=False)
         self.steps = steps
@@ -202,7 +202,7 @@ class Search:
             for bias in biases:
                 check_choice("bias", bias, BIASES)
                 if bias == "ftbc":
-                    self.try_ftbc(kind, covered="none" in biases)
+                    self.try_ftbc(kind)
                     continue
                 with self.clock("thresholds"):
                     snn = self.build(kind)
@@ -214,16 +214,16 @@ class Search:
                         potential(self.ann, snn, self.images.fitting, self.steps)
                 self.consider(snn, kind, bias)
 
-    def try_ftbc(self, kind: Threshold, covered: bool) -> None:
-        """FTBC after each number of rounds; `covered`: no rounds at all were tried as `none` before."""
+    def try_ftbc(self, kind: Threshold) -> None:
+        """FTBC after each number of rounds, for each step size; none at all only if that was not tried before."""
         settings = self.settings
-        rounds = sorted(set(settings.rounds) - ({0} if covered else set()))
-        for number, step_size in enumerate(settings.step_sizes):
+        rounds = sorted(set(settings.rounds))
+        for step_size in settings.step_sizes:
             with self.clock("thresholds"):
                 snn = self.build(kind)
             done = 0
             for goal in rounds:
-                if goal == 0 and number > 0:
+                if goal == 0 and self._has_uncorrected(kind):
                     continue
                 while done < goal:
                     self.bar.show(f"threshold {kind}, ftbc round {done + 1} of {rounds[-1]}")
@@ -232,6 +232,14 @@ class Search:
                         ftbc(self.ann, snn, images, self.steps, step_size=step_size, variant=settings.variant)
                     done += 1
                 self.consider(snn, kind, "ftbc", goal, step_size)
+
+    def _has_uncorrected(self, kind: Threshold) -> bool:
+        """Whether these thresholds were tried without any correction, as `none` or as no rounds of `ftbc`."""
+        candidates = (trial.candidate for trial in self.trials)
+        return any(
+            one.threshold == kind and one.bias in ("none", "ftbc") and one.rounds == 0 and not one.refit
+            for one in candidates
+        )
 
     def try_refit(self) -> None:
         """The best network of each threshold with its weights fitted to the spikes, and FTBC kept up if it has that."""

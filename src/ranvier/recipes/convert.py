@@ -3,7 +3,7 @@
 import importlib
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,13 +18,13 @@ from ranvier.atomic import write_json
 from ranvier.conversion import Account, ConvertedSNN, Settings
 from ranvier.conversion.bias import Bias
 from ranvier.conversion.threshold import Threshold
-from ranvier.data import Batches
+from ranvier.data import Batches, ImageSplits
 from ranvier.evaluation import AccuracyByStep, accuracy_by_step
 from ranvier.models import Network
 from ranvier.recipes.recipe import TrainingRecipe
 from ranvier.recipes.run import EVALUATION_BATCH, MODEL, RESULTS, InputFormat, load_data, load_trained
 from ranvier.training import channels_last, lay_out
-from ranvier.weights import load_parameters
+from ranvier.weights import load_foreign_tensors, load_parameters
 
 
 @dataclass(frozen=True)
@@ -127,8 +127,7 @@ def convert(
         raise FileExistsError(f"{out} holds the results of a run. Choose another --out.")
     provenance.check_device(device)
     source = _load_ann(ann, weights, data, mean, std)
-    splits = load_data(source.recipe, data)
-    source.form.check(splits)
+    splits = source.splits
     normalization = source.form.normalization
     count = min(images, len(splits.train) - 1)
     _, chosen = splits.train.hold_out(count, seed=(settings or Settings()).seed)
@@ -180,11 +179,12 @@ class _OneStep(nn.Module):
 
 @dataclass(frozen=True)
 class _Source:
-    """An ANN, what is known of its training, and what to call it."""
+    """An ANN, what is known of its training, its data, and what to call it."""
 
     model: nn.Module
     recipe: TrainingRecipe
     form: InputFormat
+    splits: ImageSplits
     name: str
 
 
@@ -205,7 +205,10 @@ def _load_ann(
     trained = load_trained(ann)
     if isinstance(trained.model, ConvertedSNN):
         raise ValueError(f"{ann} is a converted network already. Pass the ANN that it was made from.")
-    return _Source(trained.model, trained.recipe, trained.form, trained.recipe.label)
+    # Images that the recipe held out were for choosing its settings: the test set is the test set.
+    splits = load_data(trained.recipe.override(hold_out=0), data)
+    trained.form.check(splits)
+    return _Source(trained.model, trained.recipe, trained.form, splits, trained.recipe.label)
 
 
 def _load_factory(
@@ -235,27 +238,12 @@ def _load_factory(
     model = factory()
     if not isinstance(model, nn.Module):
         raise ValueError(f"{ann}() returned a {type(model).__name__}, but must return a torch.nn.Module.")
-    load_parameters(model, _foreign_tensors(Path(weights)), str(weights))
+    load_parameters(model, load_foreign_tensors(weights), str(weights))
     recipe = TrainingRecipe(name=factory_name, data=data)
-    form = InputFormat.of(load_data(recipe))
-    form = InputFormat(form.classes, form.channels, form.image_size, mean or form.mean, std or form.std)
-    return _Source(model.eval(), recipe, form, factory_name)
-
-
-def _foreign_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of any safetensors file, with or without one of our cards."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist. Pass a .safetensors file with the parameters of the ANN.")
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(
-            f"{path} is not a complete safetensors file ({error}). Write one with "
-            "safetensors.torch.save_file(model.state_dict(), path); pickled files are not read."
-        ) from error
+    splits = load_data(recipe)
+    form = InputFormat.of(splits)
+    form = replace(form, mean=mean or form.mean, std=std or form.std)
+    return _Source(model.eval(), recipe, form, splits, factory_name)
 
 
 def _shown(batches: Batches, what: str, quiet: bool) -> Iterable[tuple[Tensor, Tensor]]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Self, get_type_hints
 
+from ranvier.atomic import tuples
 from ranvier.checks import check_positive
 from ranvier.data import Augmentation
 from ranvier.recipes.network import AnnSettings, NetworkSettings
@@ -166,8 +167,3 @@ def read_recipe(content: Mapping[str, Any]) -> Recipe | AnnRecipe | TrainingReci
         return TrainingRecipe.from_json(content)
     is_ann = "activation" in content["network"]
     return AnnRecipe.from_json(content) if is_ann else Recipe.from_json(content)
-
-
-def tuples(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Keyword arguments from json, which has no tuples but lists."""
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}

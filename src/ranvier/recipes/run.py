@@ -11,13 +11,13 @@ from rich.console import Group
 from rich.table import Table
 
 from ranvier import conversion, data, provenance
-from ranvier.atomic import write_json
+from ranvier.atomic import tuples, write_json
 from ranvier.conversion import ConvertedSNN
 from ranvier.data import Augmentation, Batches, ImageSet, ImageSplits, Normalization, StreamedImages
 from ranvier.evaluation import AccuracyByStep, Activity, accuracy_by_step, firing_rates
 from ranvier.kernels import compile_whole
 from ranvier.models import Network
-from ranvier.recipes.recipe import AnnRecipe, Recipe, TrainingRecipe, read_recipe, tuples
+from ranvier.recipes.recipe import AnnRecipe, Recipe, TrainingRecipe, read_recipe
 from ranvier.training import CHECKPOINT, Precision, Progress, autocast, channels_last, fit, lay_out, start_processes
 from ranvier.weights import load_parameters, load_tensors, save
 
