@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from ranvier.conversion import ConvertedSNN, observe, trace
 from ranvier.conversion.spiking import spiking
 from ranvier.conversion.vocabulary import SITES
+from ranvier.nn import ConvertedIF
 
 
 def dyadic(*shape: int, seed: int = 0, low: int = -8, high: int = 8) -> Tensor:
@@ -41,7 +42,7 @@ def twins(ann: nn.Module, x: Tensor, *, steps: int = 4, signed: bool = False) ->
     sites = [name for name in sites if isinstance(graph.get_submodule(name), SITES)]
     with torch.no_grad():
         tops = {name: seen.top for name, seen in observe(graph, sites, [x]).items()}
-    network = spiking(graph, {name: len(top) for name, top in tops.items()}, signed=signed)
+    network = spiking(graph, {name: ConvertedIF(len(top), signed=signed) for name, top in tops.items()})
     snn = ConvertedSNN(network, steps, x.ndim)
     for name, neuron in snn.neurons.items():
         neuron.threshold.copy_(tops[name].clamp_min(1 / 8).log2().ceil().exp2())

@@ -168,9 +168,10 @@ class Search:
 
     def build(self, threshold: Threshold) -> ConvertedSNN:
         """The network with these thresholds and nothing corrected."""
-        channels = {name: len(self.observed[name].top) for name in self.sites}
-        graph = spiking(self.ann, channels, signed=self.signed)
-        snn = ConvertedSNN(graph, self.steps, self.images.fitting[0].ndim).to(self.logits[0].device)
+        neurons = {name: ConvertedIF(len(self.observed[name].top), signed=self.signed) for name in self.sites}
+        snn = ConvertedSNN(spiking(self.ann, neurons), self.steps, self.images.fitting[0].ndim).to(
+            self.logits[0].device
+        )
         for name, neuron in snn.neurons.items():
             found = self.thresholds_of(threshold)[name]
             neuron.threshold.copy_(found)

@@ -1,16 +1,15 @@
 """The spiking network of a traced ANN: the same layers, with a neuron in place of each activation."""
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, overload
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, fx, nn
 
 from ranvier.conversion.vocabulary import FUNCTIONS, MODULES, ModuleKind
-from ranvier.dynamics import ConvertedState
-from ranvier.nn import Carry, ConvertedIF, fold_time, repeat, unfold_time
+from ranvier.models.network import SpikingNetwork
+from ranvier.nn import Carry, ConvertedIF, Neuron, fold_time, repeat, unfold_time
 from ranvier.nn.structure import Activation
-from ranvier.nn.time import steps_of
 
 if TYPE_CHECKING:
     from ranvier.conversion.account import Account
@@ -48,7 +47,7 @@ SPIKING_MODULES = {
 """Modules of a spiking graph by class name."""
 
 
-def spiking(ann: fx.GraphModule, channels: Mapping[str, int], *, signed: bool = False) -> fx.GraphModule:
+def spiking(ann: fx.GraphModule, neurons: Mapping[str, nn.Module]) -> fx.GraphModule:
     """The graph of a traced ANN with a neuron for each activation.
 
     Time is folded into the batch for all layers, which treat samples independently. What lies before the first neuron
@@ -57,8 +56,7 @@ def spiking(ann: fx.GraphModule, channels: Mapping[str, int], *, signed: bool = 
 
     Args:
         ann: From `trace`. Its layers are copied.
-        channels: Of each activation, by its name.
-        signed: Whether neurons may take spikes back.
+        neurons: For each activation, by its name.
 
     Returns:
         A graph `(images [B or T B, ...], steps, batch, carry) -> logits [T B, K]`. A node that stands for one of the
@@ -78,9 +76,9 @@ def spiking(ann: fx.GraphModule, channels: Mapping[str, int], *, signed: bool = 
         target = str(node.target)
         if node.op == "placeholder":
             new[node] = image
-        elif target in channels and node.op == "call_module":
+        elif target in neurons and node.op == "call_module":
             source = node.args[0]
-            parts[target] = Activation(ConvertedIF(channels[target], signed=signed))
+            parts[target] = Activation(neurons[target])
             current = graph.call_function(unfold_time, (new[source], steps)) if source in varying else held(source)
             fired = graph.call_module(target, (current, carry))
             fired.meta["ann"] = node.name
@@ -104,7 +102,36 @@ def spiking(ann: fx.GraphModule, channels: Mapping[str, int], *, signed: bool = 
     return fx.GraphModule(parts, graph, "ConvertedGraph")
 
 
-class ConvertedSNN(nn.Module):
+class GraphSNN(SpikingNetwork):
+    """A spiking network as a graph of layers, neurons and sums.
+
+    Args:
+        network: From `spiking`.
+        frame_dims: Ranks that one step of input may have; `(4,)` for `[B, C, H, W]`.
+    """
+
+    def __init__(self, network: fx.GraphModule, frame_dims: tuple[int, ...]) -> None:
+        super().__init__(frame_dims)
+        self.network = network
+        self.eval()
+
+    @property
+    def sites(self) -> dict[str, Neuron]:
+        """Neurons by name, in the order in which they run."""
+        found: dict[str, Neuron] = {}
+        for node in self.network.graph.nodes:
+            if node.op == "call_module":
+                site = self.network.get_submodule(str(node.target))
+                if isinstance(site, Activation) and isinstance(site.neuron, Neuron):
+                    found[str(node.target)] = site.neuron
+        return found
+
+    def run(self, x: Tensor, steps: int, carry: Carry | None) -> Tensor:
+        """The graph, with time folded into the batch."""
+        return unfold_time(self.network(fold_time(x), steps, x.shape[1], carry), steps)
+
+
+class ConvertedSNN(GraphSNN):
     """A spiking network made from an ANN.
 
     Called like any network of `ranvier.models`: constant images `[B, ...]` with `steps`, or a sequence `[T, B, ...]`,
@@ -117,66 +144,11 @@ class ConvertedSNN(nn.Module):
     """
 
     def __init__(self, network: fx.GraphModule, steps: int, frame_dims: int, report: "Account | None" = None) -> None:
-        super().__init__()
-        self.network = network
+        super().__init__(network, (frame_dims,))
         self.steps = steps
-        self.frame_dims = frame_dims
         self.report = report
-        self.eval()
 
     @property
     def neurons(self) -> dict[str, ConvertedIF]:
         """Neurons by the name of the activation that they replace, in the order in which they run."""
-        found: dict[str, ConvertedIF] = {}
-        for node in self.network.graph.nodes:
-            if node.op == "call_module":
-                site = self.network.get_submodule(str(node.target))
-                if isinstance(site, Activation) and isinstance(site.neuron, ConvertedIF):
-                    found[str(node.target)] = site.neuron
-        return found
-
-    @overload
-    def forward(
-        self,
-        images: Tensor,
-        steps: int | None = ...,
-        *,
-        state: Iterable[ConvertedState] | None = ...,
-        return_state: Literal[False] = ...,
-    ) -> Tensor: ...
-    @overload
-    def forward(
-        self,
-        images: Tensor,
-        steps: int | None = ...,
-        *,
-        state: Iterable[ConvertedState] | None = ...,
-        return_state: Literal[True],
-    ) -> tuple[Tensor, tuple[ConvertedState, ...]]: ...
-    def forward(
-        self,
-        images: Tensor,
-        steps: int | None = None,
-        *,
-        state: Iterable[ConvertedState] | None = None,
-        return_state: bool = False,
-    ) -> Tensor | tuple[Tensor, tuple[ConvertedState, ...]]:
-        """Logits at every time step.
-
-        Args:
-            images: A constant input `[B, ...]` as the ANN takes it, or a sequence `[T, B, ...]`.
-            steps: T, for a constant input.
-            state: Neuron states that an earlier call returned, to stream: T calls of one step give the logits of one
-                call of T steps. None starts from the initial potentials.
-            return_state: Whether to return the states for the next call.
-
-        Returns:
-            Logits `[T, B, K]`; with `return_state` also the state of every neuron, in the order in which they run.
-
-        Raises:
-            ValueError: Wrong rank, missing or zero steps, more steps than were calibrated where biases depend on them.
-        """
-        x, steps = steps_of(images, (self.frame_dims,), steps)
-        carry = Carry(state) if return_state or state is not None else None
-        logits = unfold_time(self.network(fold_time(x), steps, x.shape[1], carry), steps)
-        return (logits, carry.finish()) if carry is not None and return_state else logits
+        return {name: neuron for name, neuron in self.sites.items() if isinstance(neuron, ConvertedIF)}

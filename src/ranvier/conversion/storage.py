@@ -31,7 +31,7 @@ def save(snn: ConvertedSNN, path: str | Path, card: Mapping[str, Any] | None = N
         "kind": KIND,
         "graph": to_json(snn.network, SPIKING_MODULES, SPIKING_FUNCTIONS),
         "steps": snn.steps,
-        "frame_dims": snn.frame_dims,
+        "frame_dims": snn.frame_dims[0],
         "report": None if snn.report is None else snn.report.to_json(),
     }
     save_tensors(path, snn.state_dict(), content)

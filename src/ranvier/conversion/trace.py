@@ -28,7 +28,7 @@ TOLERANCE = 1e-4
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def trace(ann: nn.Module, images: Tensor) -> fx.GraphModule:
+def trace(ann: nn.Module, images: Tensor, *, move_max_pool: bool = True) -> fx.GraphModule:
     """Write down an ANN in the closed vocabulary of `ranvier.conversion.vocabulary`, and check that it is the same.
 
     Each use of an activation becomes a module of its own, a `Rectifier` or `QCFS`, and each use of a layer a layer of
@@ -42,6 +42,8 @@ def trace(ann: nn.Module, images: Tensor) -> fx.GraphModule:
         ann: Maps images `[B, ...]` to logits `[B, K]`; or a `Network` of `ranvier.models` with stateless activations.
             Not modified; evaluation mode is used, whatever its mode.
         images: Examples `[B, ...]`, floating, such as one batch of calibration images.
+        move_max_pool: Whether max-pooling moves in front of activations: right where neurons will average over steps,
+            not where activations stand for neurons that were trained as they are.
 
     Returns:
         The graph, without gradients, in evaluation mode. Modules are named as in the ANN: `layer1.0.relu` for a layer,
@@ -62,7 +64,7 @@ def trace(ann: nn.Module, images: Tensor) -> fx.GraphModule:
     _check_modules(ann)
     model = _own_copy(without_time(ann) if isinstance(ann, Network) else ann)
     _check_logits(_output(model, images), images)
-    graph = _normalised(model, images)
+    graph = _normalised(model, images, move_max_pool)
     _check_same(graph, model, images)
     return graph
 
@@ -131,7 +133,7 @@ def _check_logits(output: Any, images: Tensor) -> None:
         )
 
 
-def _normalised(model: nn.Module, images: Tensor) -> fx.GraphModule:
+def _normalised(model: nn.Module, images: Tensor, move_max_pool: bool) -> fx.GraphModule:
     """The graph of a model, by running it on two batches of different size."""
     graph, other = (
         translate(record(model, images[torch.tensor(samples) % len(images)].clone())) for samples in ([0, 1], [2, 3, 4])
@@ -142,7 +144,8 @@ def _normalised(model: nn.Module, images: Tensor) -> fx.GraphModule:
             f"{type(model).__name__} has no activation, so there is nothing that could spike. Conversion takes ANNs "
             "with nn.ReLU or ranvier.nn.QCFS."
         )
-    pool_before_activations(graph)
+    if move_max_pool:
+        pool_before_activations(graph)
     fold_batchnorm(graph)
     return graph
 

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ranvier.conversion.recording import ConversionError
+from ranvier.conversion.vocabulary import Rectifier
 from ranvier.models import Network
 from ranvier.nn import BatchNorm, Neuron, TimeFolded
 from ranvier.nn.structure import Activation, Chain, Residual
@@ -37,11 +38,13 @@ class RunningNorm(nn.Module):
         return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
 
 
-def without_time(network: Network) -> nn.Module:
+def without_time(network: Network, neurons: dict[str, Neuron] | None = None) -> nn.Module:
     """The ANN that a network with stateless activations is: `ann(images) = network(images, steps=1)[0]`.
 
     Args:
         network: Built with, for example, `neuron=QCFS`, or `neuron=lambda channels: nn.ReLU()`.
+        neurons: Where to note the neurons of a network that spikes already, by path; a ReLU takes the place of each.
+            None: such a network is an error.
 
     Returns:
         A module on `[B, ...]` that shares all layers with `network` and names them alike, `body.1.branch.0`.
@@ -49,19 +52,22 @@ def without_time(network: Network) -> nn.Module:
     Raises:
         ConversionError: The network spikes already, or has a block, such as self-attention, that cannot be converted.
     """
-    parts = [(name, _without_time(name, part)) for name, part in network.named_children()]
+    parts = [(name, _without_time(name, part, neurons)) for name, part in network.named_children()]
     return nn.Sequential(OrderedDict(parts)).train(network.training)
 
 
-def _without_time(path: str, part: nn.Module) -> nn.Module:
+def _without_time(path: str, part: nn.Module, neurons: dict[str, Neuron] | None) -> nn.Module:
     def inner(name: str, child: nn.Module) -> nn.Module:
-        return _without_time(f"{path}.{name}", child)
+        return _without_time(f"{path}.{name}", child, neurons)
 
     match part:
         case Activation():
-            if isinstance(part.neuron, Neuron):
+            if not isinstance(part.neuron, Neuron):
+                return part.neuron
+            if neurons is None:
                 raise spikes_already(path, part.neuron)
-            return part.neuron
+            neurons[path] = part.neuron
+            return Rectifier()
         case BatchNorm():
             return RunningNorm(part)
         case Residual():

@@ -1,6 +1,13 @@
 """What a neuron computes: pure functions, the reference that everything faster is tested against."""
 
-from ranvier.dynamics.burst import LIFBParams, lifb_scan, lifb_step
+from ranvier.dynamics.burst import (
+    LIFBParams,
+    LIFPairParams,
+    lif_pair_scan,
+    lif_pair_step,
+    lifb_scan,
+    lifb_step,
+)
 from ranvier.dynamics.converted import ConvertedState, converted_scan, converted_step
 from ranvier.dynamics.integrate_and_fire import (
     IFParams,
@@ -23,6 +30,7 @@ __all__ = [
     "ConvertedState",
     "IFParams",
     "LIFBParams",
+    "LIFPairParams",
     "LIFParams",
     "NeuronState",
     "PLIFParams",
@@ -35,6 +43,8 @@ __all__ = [
     "converted_step",
     "if_scan",
     "if_step",
+    "lif_pair_scan",
+    "lif_pair_step",
     "lif_scan",
     "lif_step",
     "lifb_scan",

@@ -1,7 +1,8 @@
-"""The burst neuron LIFB: rest, spike or burst in one time step, with a learned burst strength per channel."""
+"""The burst neuron LIFB: rest, spike or burst in one time step; and the pair of LIF neurons that it is."""
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ranvier.dynamics.integrate_and_fire import LIFParams
@@ -74,3 +75,64 @@ def lifb_scan(
             f"[T, B, {len(strength)}, ...]: the channel axis comes third. Build the neuron with its input's count."
         )
     return scan(lifb_step, current, state, params, strength)
+
+
+@dataclass(frozen=True)
+class LIFPairParams(LIFBParams):
+    """Parameters of `lif_pair_step`: those of `LIFBParams`, and whether the first neuron also resets the second."""
+
+    coupled: bool = True
+
+
+def lif_pair_step(x: Tensor, v: Tensor, params: LIFPairParams) -> tuple[Tensor, Tensor]:
+    """One step of two LIF neurons on one current, which `x` holds twice, `[B, 2 C, ...]`, as `v` does potentials."""
+    h = v + (x - v) / params.tau
+    lower, upper = h.chunk(2, 1)
+    fired = spike(lower - params.v_threshold, params.surrogate)
+    burst = spike(upper - params.v_burst, params.surrogate)
+    mode, detach = params.reset, params.detach_reset
+    lower = reset(lower, fired, params.v_threshold, mode, detach)
+    if params.coupled:
+        upper = reset(upper, fired, params.v_threshold, mode, detach)
+    else:
+        upper = reset(upper, burst, params.v_burst, mode, detach)
+    return torch.cat((fired, burst), 1), torch.cat((lower, upper), 1)
+
+
+def lif_pair_scan(current: Tensor, state: NeuronState | None, params: LIFPairParams) -> tuple[Tensor, NeuronState]:
+    """Two LIF neurons on one current over all time steps: together they tell what a burst neuron does.
+
+        g[t] = v[t-1] + (current[t] - v[t-1]) / tau          charge of the first neuron
+        h[t] = w[t-1] + (current[t] - w[t-1]) / tau          charge of the second
+        f[t] = 1 if g[t] >= v_threshold else 0               the first fires
+        b[t] = 1 if h[t] >= 2 v_threshold else 0             the second fires
+        v[t] = g[t] (1 - f[t]),   w[t] = h[t] (1 - f[t])     hard reset; soft: - v_threshold f[t], both
+
+    `f + (strength - 1) b` is then the output of `lifb_scan`, bit for bit. Without coupling the second neuron resets at
+    its own spikes alone, `w[t] = h[t] (1 - b[t])`: after one step it differs, since it keeps a charge between the
+    thresholds that the burst neuron loses.
+
+    Args:
+        current: Input, `[T, B, C, ...]`, same unit as `v_threshold`.
+        state: Carried from an earlier call, or None for v = w = 0. Not modified.
+        params: `tau` [steps], threshold, reset, surrogate, coupling.
+
+    Returns:
+        Spikes of the first neurons, then of the second, `[T, B, 2 C, ...]` in {0, 1}; the state after step T.
+
+    Raises:
+        ValueError: `current` has no channels, no steps, or does not fit `state`.
+
+    Source: Shen et al. 2025 (LIFB), figure 3, which does not say how the second neuron resets; the coupling is ours.
+
+    >>> lif_pair_scan(torch.tensor([0.5, 1.0, 2.0]).view(3, 1, 1), None, LIFPairParams())[0].flatten(1).tolist()
+    [[0.0, 0.0], [1.0, 0.0], [1.0, 1.0]]
+    """
+    return scan(lif_pair_step, twice(current), state, params)
+
+
+def twice(current: Tensor) -> Tensor:
+    """The current of both neurons of each pair, `[T, B, 2 C, ...]`, of `[T, B, C, ...]`."""
+    if current.ndim < 3:
+        raise ValueError(f"current has shape {list(current.shape)}, but pairs need channels: [T, B, C, ...].")
+    return torch.cat((current, current), 2)

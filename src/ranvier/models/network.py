@@ -1,19 +1,82 @@
-"""The shape that all networks share: encoder, body, readout."""
+"""What all networks share: how they are called, and the shape of those that are built here."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 from torch import Tensor, nn
 
 from ranvier.checks import shape_of
-from ranvier.dynamics import NeuronState
 from ranvier.nn import Carry, repeat
 from ranvier.nn.structure import Block
 from ranvier.nn.time import steps_of
 
 
-class Network(nn.Module):
-    """A spiking network: images in, logits at every time step out.
+class SpikingNetwork(nn.Module, ABC):
+    """A network over time: images in, logits at every time step out, state kept by whoever streams.
+
+    Args:
+        frame_dims: Ranks that one step of input may have; `(4,)` for `[B, C, H, W]`.
+    """
+
+    def __init__(self, frame_dims: tuple[int, ...]) -> None:
+        super().__init__()
+        self.frame_dims = frame_dims
+
+    @abstractmethod
+    def run(self, x: Tensor, steps: int, carry: Carry | None) -> Tensor:
+        """Logits `[T, B, K]` of an input `[1, B, ...]`, the same at all steps, or `[T, B, ...]`."""
+
+    @overload
+    def forward(
+        self,
+        images: Tensor,
+        steps: int | None = ...,
+        *,
+        state: Iterable[Any] | None = ...,
+        return_state: Literal[False] = ...,
+    ) -> Tensor: ...
+    @overload
+    def forward(
+        self,
+        images: Tensor,
+        steps: int | None = ...,
+        *,
+        state: Iterable[Any] | None = ...,
+        return_state: Literal[True],
+    ) -> tuple[Tensor, tuple[Any, ...]]: ...
+    def forward(
+        self,
+        images: Tensor,
+        steps: int | None = None,
+        *,
+        state: Iterable[Any] | None = None,
+        return_state: bool = False,
+    ) -> Tensor | tuple[Tensor, tuple[Any, ...]]:
+        """Logits at every time step.
+
+        Args:
+            images: A constant input `[B, C, H, W]`, or a sequence `[T, B, C, H, W]`.
+            steps: T, for a constant input.
+            state: Neuron states that an earlier call returned, to stream: T calls of one step give the logits of one
+                call of T steps. None starts from rest, or from the initial potentials of converted neurons.
+            return_state: Whether to return the states for the next call.
+
+        Returns:
+            Logits `[T, B, K]`; with `return_state` also the state of every neuron, in the order in which they run.
+
+        Raises:
+            ValueError: Wrong rank or image size, missing or zero steps, more steps than converted neurons have biases
+                for, or a state of another network or batch size.
+        """
+        x, steps = steps_of(images, self.frame_dims, steps)
+        carry = Carry(state) if return_state or state is not None else None
+        logits = self.run(x, steps, carry)
+        return (logits, carry.finish()) if carry is not None and return_state else logits
+
+
+class Network(SpikingNetwork):
+    """A spiking network of three parts.
 
         logits = readout(body(encoder(images)))
 
@@ -37,63 +100,20 @@ class Network(nn.Module):
         frame_dims: tuple[int, ...] = (4,),
         image_size: int | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(frame_dims)
         self.encoder = encoder
         self.body = body
         self.readout = readout
-        self.frame_dims = frame_dims
         self.image_size = image_size
 
-    @overload
-    def forward(
-        self,
-        images: Tensor,
-        steps: int | None = ...,
-        *,
-        state: Iterable[NeuronState] | None = ...,
-        return_state: Literal[False] = ...,
-    ) -> Tensor: ...
-    @overload
-    def forward(
-        self,
-        images: Tensor,
-        steps: int | None = ...,
-        *,
-        state: Iterable[NeuronState] | None = ...,
-        return_state: Literal[True],
-    ) -> tuple[Tensor, tuple[NeuronState, ...]]: ...
-    def forward(
-        self,
-        images: Tensor,
-        steps: int | None = None,
-        *,
-        state: Iterable[NeuronState] | None = None,
-        return_state: bool = False,
-    ) -> Tensor | tuple[Tensor, tuple[NeuronState, ...]]:
-        """Logits at every time step.
-
-        Args:
-            images: A constant input `[B, C, H, W]`, or a sequence `[T, B, C, H, W]`.
-            steps: T, for a constant input.
-            state: Neuron states that an earlier call returned, to stream: T calls of one step give the logits of one
-                call of T steps. None starts from rest.
-            return_state: Whether to return the states for the next call.
-
-        Returns:
-            Logits `[T, B, K]`; with `return_state` also the state of every neuron, in the order in which they run.
-
-        Raises:
-            ValueError: Wrong rank or image size, missing or zero steps, or a state of another network or batch size.
-        """
-        x, steps = steps_of(images, self.frame_dims, steps)
+    def run(self, x: Tensor, steps: int, carry: Carry | None) -> Tensor:
+        """Encoder, body and readout."""
         if self.image_size is not None and x.shape[-2:] != (self.image_size, self.image_size):
             raise ValueError(
-                f"images have shape {shape_of(images)}, {x.shape[-2]}x{x.shape[-1]} pixels, but this network was built "
+                f"images have shape {shape_of(x[0])}, {x.shape[-2]}x{x.shape[-1]} pixels, but this network was built "
                 f"for {self.image_size}x{self.image_size}. Resize them, or build it with their image_size."
             )
         current = self.encoder(x)
         if len(x) != steps:
             current = repeat(current, steps)
-        carry = Carry(state) if return_state or state is not None else None
-        logits = self.readout(self.body(current, carry))
-        return (logits, carry.finish()) if carry is not None and return_state else logits
+        return self.readout(self.body(current, carry))

@@ -12,7 +12,19 @@ from torch import Tensor, nn
 
 from ranvier import kernels
 from ranvier.checks import check_channels, check_choice
-from ranvier.dynamics import IFParams, LIFBParams, LIFParams, NeuronState, PLIFParams, Reset, Surrogate, Triangle
+from ranvier.dynamics import (
+    IFParams,
+    LIFBParams,
+    LIFPairParams,
+    LIFParams,
+    NeuronState,
+    PLIFParams,
+    Reset,
+    Surrogate,
+    Triangle,
+    lif_pair_step,
+)
+from ranvier.dynamics.burst import twice
 from ranvier.kernels.dispatch import IMPLEMENTATIONS, Implementation
 
 
@@ -199,6 +211,8 @@ class LIFB(Neuron):
     [0.0, 1.0, 1.5]
     """
 
+    params: LIFBParams
+
     def __init__(
         self,
         num_channels: int,
@@ -222,3 +236,46 @@ class LIFB(Neuron):
     def scan(self, current: Tensor, state: NeuronState | None) -> tuple[Tensor, NeuronState]:
         """Run `lifb_scan`."""
         return kernels.lifb_scan(current, state, self.params, self.strength, implementation=self.implementation)
+
+
+class LIFPair(Neuron):
+    """Two LIF neurons on one current, the second of twice the threshold: `ranvier.dynamics.lif_pair_scan` as a module.
+
+        f = (h >= v_threshold);  b = (h >= 2 v_threshold);  both reset when the first fires
+
+    What `ranvier.conversion.decouple` puts in the place of a burst neuron.
+
+    Args:
+        num_channels: Not used; accepted so that models can build any neuron alike.
+        tau: Membrane time constant [steps, >= 1].
+        v_threshold: Firing threshold of the first neuron; that of the second is twice as high.
+        reset: `hard` or `soft`.
+        coupled: Whether the first neuron's spike resets the second, as losslessness needs.
+        detach_reset: Whether the gradient ignores the reset.
+        surrogate: Gradient of the spikes.
+        implementation: `auto`, `reference` or `compiled`.
+
+    Shape: `[T, B, C, ...]` to `[T, B, 2 C, ...]`, the first neurons, then the second.
+
+    >>> LIFPair()(torch.tensor([0.6, 1.2, 2.4]).view(3, 1, 1)).flatten(1).tolist()
+    [[0.0, 0.0], [1.0, 0.0], [1.0, 1.0]]
+    """
+
+    def __init__(
+        self,
+        num_channels: int | None = None,
+        *,
+        tau: float = 2.0,
+        v_threshold: float = 0.5,
+        reset: Reset = "hard",
+        coupled: bool = True,
+        detach_reset: bool = True,
+        surrogate: Surrogate | None = None,
+        implementation: Implementation = "auto",
+    ) -> None:
+        super().__init__(implementation, num_channels)
+        self.params = LIFPairParams(v_threshold, reset, detach_reset, surrogate or Triangle(), tau, coupled)
+
+    def scan(self, current: Tensor, state: NeuronState | None) -> tuple[Tensor, NeuronState]:
+        """Run `lif_pair_step` over time."""
+        return kernels.scan(lif_pair_step, twice(current), state, self.params, implementation=self.implementation)

@@ -1,0 +1,173 @@
+"""From burst neurons to plain spiking ones, without loss."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import Tensor, fx, nn
+
+from ranvier.conversion.draft import sizes
+from ranvier.conversion.spiking import GraphSNN, spiking
+from ranvier.conversion.trace_network import TracedNetwork, trace_network
+from ranvier.conversion.vocabulary import LAYERS, is_site
+from ranvier.conversion.weighted_spikes import weigh_spikes
+from ranvier.nn import LIFB, LIFPair
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a network needs on a device with a neuron for each value and a synapse for each connection."""
+
+    neurons: int
+    synapses: int
+    """Connections: for each output of a layer with weights its inputs, padding included."""
+    weights: int
+    """Weights that are stored; a convolution uses each at many places."""
+
+
+@dataclass(frozen=True)
+class Decoupling:
+    """What decoupling did to the size of a network, and, if images were given, to its events.
+
+    `print` shows a table.
+    """
+
+    before: Size
+    after: Size
+    layers: tuple[str, ...]
+    """Burst layers, by name."""
+    events_before: float | None = None
+    """Spikes of an image, a burst counted as one; None if no images were given."""
+    events_after: float | None = None
+    """Spikes of an image afterwards: one more for every burst."""
+    steps: int | None = None
+    """Steps of those images."""
+
+    def __rich__(self) -> Table:
+        """Table for the terminal."""
+        table = Table(title=f"Decoupling of {len(self.layers)} burst layers", min_width=60)
+        for column in ("", "before", "after", "ratio"):
+            table.add_column(column, justify="right" if column else "left")
+        for name in ("neurons", "synapses", "weights"):
+            table.add_row(name, *_compared(getattr(self.before, name), getattr(self.after, name)))
+        if self.events_before is not None and self.events_after is not None:
+            events = _compared(round(self.events_before), round(self.events_after))
+            table.add_row(f"spikes per image, T={self.steps}", *events)
+        return table
+
+
+class DecoupledSNN(GraphSNN):
+    """A network without burst neurons that gives the outputs of the one that it was made from.
+
+    Attributes:
+        network: The graph, with `LIFPair` neurons in the place of burst neurons.
+        report: Its size before and after.
+    """
+
+    def __init__(self, network: fx.GraphModule, frame_dims: tuple[int, ...], report: Decoupling) -> None:
+        super().__init__(network, frame_dims)
+        self.report = report
+
+
+@torch.no_grad()
+def decouple(
+    model: nn.Module, images: Tensor | None = None, *, steps: int = 4, free_running: bool = False
+) -> DecoupledSNN:
+    """Replace every burst neuron by a pair of LIF neurons on one current; the next weights take the burst strengths.
+
+        s = f + (strength - 1) b,    W s = W f + (W diag(strength - 1)) b
+
+    with f the spikes of a LIF neuron, and b those of one of twice the threshold that the first one's spikes reset, too.
+    Spikes are the same bit for bit, and outputs but for the order of additions. The other neurons stay as they are,
+    and normalisation is folded into the layers.
+
+    Args:
+        model: A `Network` of `ranvier.models`. Not modified; evaluation mode is used, whatever its mode.
+        images: A batch `[B, ...]` to count spikes on; also decides the size of images for which neurons are counted,
+            which is 32 x 32 where None is given and the network takes any.
+        steps: T to count spikes over.
+        free_running: Let the second neuron reset at its own spikes alone, as two unconnected neurons would. This is
+            *not* the same network for two steps or more: it is there for comparison.
+
+    Returns:
+        A network called like `model`, with `.report`.
+
+    Raises:
+        ConversionError: The network has no neurons, self-attention, or max-pooling of bursts where their strength is
+            below 1 or where they were added to others.
+        TypeError: `model` is not a `Network`.
+
+    Source: Shen et al. 2025 (LIFB), section on decoupling. Differs from it in: the second neuron is reset by the
+    first. Without that the two drift apart from the second step on.
+
+    >>> from ranvier.models import mlp
+    >>> model = mlp([64, 32, 10], neuron=LIFB)
+    >>> pair = decouple(model)
+    >>> x = torch.rand(5, 64)
+    >>> torch.allclose(pair(x, steps=4), model(x, steps=4), atol=1e-5)
+    True
+    >>> pair.report.before.neurons, pair.report.after.neurons
+    (32, 64)
+    """
+    traced = trace_network(model, images)
+    bursts = {name: neuron for name, neuron in traced.neurons.items() if isinstance(neuron, LIFB)}
+    graph = weigh_spikes(traced.graph, {name: (None, neuron.strength - 1) for name, neuron in bursts.items()})
+    neurons = traced.neurons | {name: _pair(neuron, free_running) for name, neuron in bursts.items()}
+    after = traced._replace(graph=graph, neurons=neurons)
+    counts: dict[str, Any] = {}
+    if images is not None:
+        counts = {
+            "events_before": _events(traced.to_snn(), images, steps),
+            "events_after": _events(after.to_snn(), images, steps),
+            "steps": steps,
+        }
+    report = Decoupling(size_of(traced), size_of(after), tuple(bursts), **counts)
+    return DecoupledSNN(spiking(graph, neurons), traced.frame_dims, report)
+
+
+def size_of(traced: TracedNetwork) -> Size:
+    """Neurons, synapses and weights of a traced network."""
+    neurons = synapses = weights = 0
+    for node in traced.graph.graph.nodes:
+        if is_site(node, traced.graph):
+            neurons += torch.Size(sizes(node)).numel()
+        elif node.op == "call_module":
+            layer = traced.graph.get_submodule(str(node.target))
+            if isinstance(layer, LAYERS):
+                weights += layer.weight.numel()
+                synapses += torch.Size(sizes(node)).numel() * layer.weight[0].numel()
+    return Size(neurons, synapses, weights)
+
+
+def _pair(neuron: LIFB, free_running: bool) -> LIFPair:
+    own = neuron.params
+    return LIFPair(
+        tau=own.tau,
+        v_threshold=own.v_threshold,
+        reset=own.reset,
+        coupled=not free_running,
+        detach_reset=own.detach_reset,
+        surrogate=own.surrogate,
+        implementation=neuron.implementation,
+    )
+
+
+def _events(snn: GraphSNN, images: Tensor, steps: int) -> float:
+    """Spikes of an image over all steps and neurons."""
+    counts: list[Tensor] = []
+
+    def count(neuron: nn.Module, inputs: Any, output: Any) -> None:
+        counts.append((output != 0).sum())
+
+    handles = [neuron.register_forward_hook(count) for neuron in snn.sites.values()]
+    try:
+        snn(images, steps)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return int(torch.stack(counts).sum()) / len(images)
+
+
+def _compared(before: int, after: int) -> tuple[str, str, str]:
+    return f"{before:,}", f"{after:,}", f"{after / max(before, 1):.2f}"

@@ -1,0 +1,90 @@
+"""From a spiking network to its graph of layers, neurons and sums, with normalisation folded."""
+
+import copy
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+
+from ranvier.conversion.recording import ConversionError
+from ranvier.conversion.spiking import GraphSNN, spiking
+from ranvier.conversion.trace import trace
+from ranvier.conversion.vocabulary import is_site
+from ranvier.conversion.without_time import without_time
+from ranvier.models import Network
+from ranvier.nn import Neuron
+
+IMAGE_SIZE = 32
+"""Height and width of the example for networks that take images of any size."""
+
+
+class TracedNetwork(NamedTuple):
+    """One step of a spiking network: a graph on `[B, ...]` in which a `Rectifier` stands for each neuron."""
+
+    graph: fx.GraphModule
+    neurons: dict[str, Neuron]
+    """Copies of the neurons, by the name of their `Rectifier`, in the order in which they run."""
+    frame_dims: tuple[int, ...]
+
+    def to_snn(self) -> GraphSNN:
+        """The graph over time."""
+        return GraphSNN(spiking(self.graph, self.neurons), self.frame_dims)
+
+
+def trace_network(network: nn.Module, images: Tensor | None = None) -> TracedNetwork:
+    """Write down a spiking network in the vocabulary of `ranvier.conversion.vocabulary`, as one step of it.
+
+    Batch normalisation is folded into the layers before it. That rounds differently, so that a current within rounding
+    of a threshold may fall on its other side: in float64 (`network.double()`) practically none does.
+
+    Args:
+        network: A `Network` of `ranvier.models`. Not modified; evaluation mode is used, whatever its mode.
+        images: Examples `[B, ...]`, for their shape; None makes some up: of the size that the network was built for,
+            or 32 x 32 where it takes any.
+
+    Raises:
+        ConversionError: The network has no neuron, or a part that is no layer, neuron or sum, such as self-attention.
+        TypeError: `network` is not a `Network`.
+    """
+    network = getattr(network, "_orig_mod", network)  # what torch.compile wraps
+    if not isinstance(network, Network):
+        raise TypeError(
+            f"network is a {type(network).__name__}, but must be a Network of ranvier.models. Build it from encoder, "
+            "body and readout, as ranvier.models.mlp does."
+        )
+    neurons: dict[str, Neuron] = {}
+    step = without_time(network, neurons)
+    if not neurons:
+        raise ConversionError(
+            f"{type(network).__name__} has no neuron of ranvier.nn: it is an ANN. Convert it first: "
+            "ranvier.conversion.convert."
+        )
+    images = example_images(network) if images is None else images
+    graph = trace(step, images, move_max_pool=False)
+    found: dict[str, Neuron] = {}
+    for node in graph.graph.nodes:
+        if is_site(node, graph):
+            path = node.meta["place"].path
+            if path not in neurons:
+                raise ConversionError(
+                    f"{node.meta['place']}: no neuron, but an activation of an ANN. Put a neuron there."
+                )
+            found[str(node.target)] = copy.deepcopy(neurons[path]).eval().requires_grad_(False)
+    return TracedNetwork(graph, found, network.frame_dims)
+
+
+def example_images(network: Network, count: int = 2) -> Tensor:
+    """Random images `[B, ...]` that a network takes: for their shape, to trace or count with.
+
+    >>> from ranvier.models import mlp
+    >>> example_images(mlp([64, 32, 10])).shape
+    torch.Size([2, 64, 1, 1])
+    """
+    first = next(layer for layer in network.encoder.modules() if isinstance(layer, nn.Conv2d | nn.Linear))
+    if isinstance(first, nn.Linear):
+        shape = (first.in_features, 1, 1)  # flattened, whatever the sizes
+    else:
+        side = network.image_size or IMAGE_SIZE
+        shape = (first.in_channels, side, side)
+    generator = torch.Generator().manual_seed(0)  # the caller's random numbers stay what they would have been
+    return torch.rand(count, *shape, generator=generator, dtype=first.weight.dtype).to(first.weight.device)

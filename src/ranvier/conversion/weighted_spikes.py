@@ -1,0 +1,367 @@
+"""A traced network in which neurons send nothing but spikes: what a spike is worth moves into the weights after it.
+
+What a neuron transmits, and every sum, average or rearrangement of it, is written as
+
+    value = sum_k worth_k x_k
+
+with spike trains x_k and constants worth_k, one per channel. Linear layers absorb the constants,
+W value = sum_k (W diag(worth_k)) x_k, so that each part gets a copy of the layer for itself.
+"""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from ranvier.conversion.draft import free_path, sizes
+from ranvier.conversion.recording import ConversionError
+from ranvier.conversion.vocabulary import (
+    FUNCTIONS,
+    LAYERS,
+    MAX_POOLS,
+    ChannelAffine,
+    is_rearrangement,
+    is_site,
+    slice_axis,
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One summand: a node of the graph, and what its values are worth, broadcastable to a sample; None for 1."""
+
+    node: fx.Node
+    worth: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Value:
+    """A sum of parts. `nested`: the spikes of each part are among those of the part before, as bursts among spikes."""
+
+    parts: tuple[Part, ...]
+    nested: bool = False
+
+
+Emission = Sequence[Tensor | None]
+"""What the spikes of a neuron are worth, `[C]`; of a pair first those of the first neurons. None for 1."""
+
+
+def weigh_spikes(graph: fx.GraphModule, emissions: Mapping[str, Emission]) -> fx.GraphModule:
+    """Move what spikes are worth into the layers after the neurons.
+
+    Args:
+        graph: One step of a network, from `trace_network`. Not modified.
+        emissions: By name of a `Rectifier`: one entry for a neuron whose spikes are worth that much, two for a pair,
+            whose output has twice the channels. Neurons without an entry send spikes worth 1.
+
+    Returns:
+        The same network for neurons that send 0 and 1, with as many copies of each layer as its input has parts; they
+        are named after it, `body.3`, `body.3_1`. Only where a value meets something that is not linear, or a constant,
+        is it summed up first.
+
+    Raises:
+        ConversionError: Max-pooling of what cannot be pooled part by part.
+    """
+    return _Rewriting(graph, emissions).run()
+
+
+class _Rewriting:
+    def __init__(self, source: fx.GraphModule, emissions: Mapping[str, Emission]) -> None:
+        self.source = source
+        self.emissions = emissions
+        self.graph = fx.Graph()
+        self.parts: dict[str, nn.Module | Tensor] = {}
+        self.values: dict[fx.Node, Value] = {}
+        self.one = next(source.parameters(), torch.ones(())).new_ones(())
+        # Names of the old graph stay free for the same things in the new one.
+        self.taken = {str(node.target) for node in source.graph.nodes if node.op in ("call_module", "get_attr")}
+        self.node: fx.Node
+
+    def run(self) -> fx.GraphModule:
+        for node in self.source.graph.nodes:
+            self.node = node
+            value = self._rewritten(node)
+            if value is not None:
+                self.values[node] = value
+        module = fx.GraphModule(self.parts, self.graph).eval().requires_grad_(False)
+        module.graph.eliminate_dead_code()
+        module.delete_all_unused_submodules()
+        module.recompile()
+        return module
+
+    def _rewritten(self, node: fx.Node) -> Value | None:
+        if node.op == "placeholder":
+            return Value((Part(self._placed(self.graph.placeholder(str(node.target)))),))
+        if node.op == "get_attr":
+            self.parts[str(node.target)] = self.source.get_buffer(str(node.target)).clone()
+            return Value((Part(self._placed(self.graph.create_node("get_attr", str(node.target)))),))
+        if node.op == "output":
+            self.graph.output(self._sum(self.values[node.all_input_nodes[0]]))
+            return None
+        if is_site(node, self.source):
+            return self._spikes(node)
+        if node.op == "call_module":
+            layer = self.source.get_submodule(str(node.target))
+            return self._layer(node, layer) if isinstance(layer, LAYERS) else self._affine(node, layer)
+        handler = _HANDLERS.get(node.target)
+        if handler is None and is_rearrangement(node):
+            handler = _Rewriting._moved
+        value = handler(self, node) if handler is not None else None
+        return value or self._plain(node)
+
+    # What neurons send
+
+    def _spikes(self, node: fx.Node) -> Value:
+        name = str(node.target)
+        self.parts[name] = copy.deepcopy(self.source.get_submodule(name))
+        sent = self._placed(self.graph.call_module(name, (self._sum(self.values[node.all_input_nodes[0]]),)))
+        emission = self.emissions.get(name, (None,))
+        shape = (-1,) + (1,) * (len(sizes(node)) - 1)
+        worths = [None if worth is None else worth.detach().view(shape) for worth in emission]
+        if len(worths) == 1:
+            return Value((Part(sent, worths[0]),))
+        channels = sizes(node)[0]
+        sent.meta["sizes"] = (len(worths) * channels, *sizes(node)[1:])
+        slices = [
+            self._placed(self.graph.call_function(slice_axis, (sent, 1, k * channels, (k + 1) * channels, None)))
+            for k in range(len(worths))
+        ]
+        return Value(tuple(map(Part, slices, worths)), nested=True)
+
+    # What layers do with them
+
+    def _layer(self, node: fx.Node, layer: nn.Module) -> Value:
+        assert isinstance(layer, LAYERS)
+        summands: list[fx.Node] = []
+        axis = len(sizes(node.all_input_nodes[0])) - 1 if isinstance(layer, nn.Linear) else 0
+        for part in self._with_worth_along(self.values[node.all_input_nodes[0]], axis):
+            own = copy.deepcopy(layer)
+            if part.worth is not None:
+                own.weight = nn.Parameter(_weighted(layer, part.worth.flatten()), requires_grad=False)
+            if summands:
+                own.bias = None  # it enters once
+            path = str(node.target) if not summands else free_path(str(node.target), self.taken | set(self.parts))
+            self.parts[path] = own
+            summands.append(self._placed(self.graph.call_module(path, (part.node,))))
+        return Value((Part(self._added(summands)),))
+
+    def _affine(self, node: fx.Node, affine: nn.Module) -> Value:
+        assert isinstance(affine, ChannelAffine)
+        value = self.values[node.all_input_nodes[0]]
+        scale = affine.scale.view(-1, *(1,) * (len(sizes(node)) - 1))
+        if not affine.shift.any():
+            return Value(tuple(Part(part.node, _times(part.worth, scale)) for part in value.parts))
+        self.parts[str(node.target)] = copy.deepcopy(affine)
+        return Value((Part(self._placed(self.graph.call_module(str(node.target), (self._sum(value),)))),))
+
+    # What functions do with them
+
+    def _plain(self, node: fx.Node) -> Value:
+        """The node on values that are summed up first."""
+        arguments = {source: self._sum(self.values[source]) for source in node.all_input_nodes}
+        return Value((Part(self._placed(self.graph.node_copy(node, arguments.__getitem__))),))
+
+    def _each(self, node: fx.Node, value: Value, worths: Sequence[Tensor | None], nested: bool = False) -> Value:
+        """The node on each part, whose worth becomes one of `worths`."""
+        copies = [self._placed(self.graph.node_copy(node, _always(part.node))) for part in value.parts]
+        return Value(tuple(map(Part, copies, worths)), nested)
+
+    def _moved(self, node: fx.Node) -> Value:
+        """Values that only move: what they are worth moves with them."""
+        value = self.values[node.all_input_nodes[0]]
+        sample = sizes(node.all_input_nodes[0])
+
+        def moved(worth: Tensor | None) -> Tensor | None:
+            if worth is None or (node.target is F.pad and _constant_where_padded(worth, node.args[1])):
+                return worth  # zeros are worth as little times anything
+            full = worth.expand(1, *sample)
+
+            def constant(_: fx.Node) -> Any:
+                return full
+
+            args, kwargs = fx.map_arg((node.args, node.kwargs), constant)
+            result: Tensor = node.target(*args, **kwargs)  # type: ignore[operator]
+            return _narrowed(result[0])
+
+        return self._each(node, value, [moved(part.worth) for part in value.parts], value.nested)
+
+    def _pooled(self, node: fx.Node) -> Value | None:
+        """Averages over positions, at all of which a channel's values are worth the same."""
+        value = self.values[node.all_input_nodes[0]]
+        if any(part.worth is not None and part.worth.numel() != part.worth.shape[0] for part in value.parts):
+            return None
+        return self._each(node, value, [part.worth for part in value.parts])
+
+    def _reduced(self, node: fx.Node) -> Value | None:
+        """Sums and means over axes along which a value's worth does not change."""
+        value = self.values[node.all_input_nodes[0]]
+        source, axes, keepdim = node.args
+        assert isinstance(source, fx.Node)
+        assert isinstance(axes, list | tuple)
+        dims = [int(axis) % (len(sizes(source)) + 1) - 1 for axis in axes]  # type: ignore[arg-type]
+        if any(part.worth is not None and part.worth.shape[dim] != 1 for part in value.parts for dim in dims):
+            return None
+        worths = []
+        for part in value.parts:
+            worth = part.worth
+            if worth is not None and not keepdim:
+                worth = worth.squeeze(dims)
+            worths.append(worth)
+        return self._each(node, value, worths)
+
+    def _joined(self, node: fx.Node) -> Value:
+        """Concatenation: the first parts side by side; every other part alone, with zeros where it does not reach."""
+        joined, axis = node.args
+        assert isinstance(joined, list | tuple)
+        assert isinstance(axis, int)
+        sources = [source for source in joined if isinstance(source, fx.Node)]
+        values = [self.values[source] for source in sources]
+        widths = [sizes(source)[axis - 1] for source in sources]
+        heads = [value.parts[0] for value in values]
+        worth = None
+        if any(head.worth is not None for head in heads):
+            expanded = [
+                (self.one if head.worth is None else head.worth).expand(sizes(source))
+                for head, source in zip(heads, sources, strict=True)
+            ]
+            worth = _narrowed(torch.cat(expanded, axis - 1))
+        first = self.graph.call_function(torch.cat, ([head.node for head in heads], axis))
+        parts = [Part(self._placed(first), worth)]
+        for number, value in enumerate(values):
+            padding = [0, 0] * (len(sizes(node)) - axis) + [sum(widths[:number]), sum(widths[number + 1 :])]
+            for part in value.parts[1:]:
+                wide = self._placed(self.graph.call_function(F.pad, (part.node, padding)))
+                own = self.one.expand((1,) * len(sizes(node))) if part.worth is None else part.worth
+                shape = list(own.shape)
+                shape[axis - 1] = widths[number]
+                parts.append(Part(wide, F.pad(own.expand(shape), padding)))
+        return Value(tuple(parts))
+
+    def _plus(self, node: fx.Node) -> Value | None:
+        if len(node.all_input_nodes) < 2 and any(not isinstance(argument, fx.Node) for argument in node.args):
+            return None  # a number
+        sources = [argument for argument in node.args if isinstance(argument, fx.Node)]
+        if any(source.op == "get_attr" for source in sources):
+            return None
+        if sizes(sources[0]) != sizes(sources[1]):
+            return None
+        parts = [part for source in sources for part in self.values[source].parts]
+        plain = [part.node for part in parts if part.worth is None]
+        weighted = [part for part in parts if part.worth is not None]
+        return Value((*((Part(self._added(plain)),) if plain else ()), *weighted))
+
+    def _scaled(self, node: fx.Node) -> Value | None:
+        source, factor = node.args
+        assert isinstance(source, fx.Node)
+        value = self.values[source]
+        if isinstance(factor, fx.Node):
+            if factor.op != "get_attr":
+                return None
+            constant = self.source.get_buffer(str(factor.target))
+            if constant.ndim != len(sizes(node)) + 1 or len(constant) != 1:
+                return None
+            worth = constant[0]
+        else:
+            worth = self.one.expand((1,) * len(sizes(node))) * float(factor)  # type: ignore[arg-type]
+        if sizes(node) != sizes(source):
+            return None
+        return Value(tuple(Part(part.node, _times(part.worth, worth)) for part in value.parts))
+
+    def _maximum(self, node: fx.Node) -> Value | None:
+        """Max-pooling of spikes; of bursts part by part, where a burst is worth no less than a spike."""
+        value = self.values[node.all_input_nodes[0]]
+        worths = [part.worth for part in value.parts]
+        falling = [worth for worth in worths if worth is not None and bool((worth < 0).any())]
+        if len(worths) > 1 and not value.nested:
+            why = "takes the maximum of a sum of bursts, which is not the sum of the maxima of its parts"
+        elif falling:
+            lowest = 1 + min(float(worth.min()) for worth in falling)
+            why = f"takes the maximum of bursts of strength {lowest:.3g}, less than a spike's 1"
+        else:
+            return self._each(node, value, worths, value.nested)
+        raise ConversionError(
+            f"{node.meta['place']}: {node.name} {why}: max-pooling does not commute with decoupling there. Use average "
+            "pooling, or keep burst strengths at or above 1 and pool right after the neuron."
+        )
+
+    # Sums
+
+    def _with_worth_along(self, value: Value, axis: int) -> Sequence[Part]:
+        """The parts if what they are worth depends on nothing but `axis`, else their sum as one."""
+        for part in value.parts:
+            if part.worth is not None and part.worth.numel() != part.worth.shape[axis]:
+                return (Part(self._sum(value)),)
+        return value.parts
+
+    def _sum(self, value: Value) -> fx.Node:
+        """One node for a value."""
+        summands = []
+        for part in value.parts:
+            node = part.node
+            if part.worth is not None:
+                path = free_path("worth", self.taken | set(self.parts))
+                self.parts[path] = part.worth.unsqueeze(0).clone()
+                constant = self._placed(self.graph.create_node("get_attr", path))
+                node = self._placed(self.graph.call_function(FUNCTIONS["mul"], (node, constant)))
+            summands.append(node)
+        return self._added(summands)
+
+    def _added(self, nodes: Sequence[fx.Node]) -> fx.Node:
+        total, *others = nodes
+        for other in others:
+            total = self._placed(self.graph.call_function(FUNCTIONS["add"], (total, other)))
+        return total
+
+    def _placed(self, node: fx.Node) -> fx.Node:
+        """The node with what is known of the one that it comes from."""
+        node.meta = dict(self.node.meta)
+        return node
+
+
+_HANDLERS: dict[Any, Callable[[_Rewriting, fx.Node], Value | None]] = {
+    FUNCTIONS["add"]: _Rewriting._plus,
+    FUNCTIONS["mul"]: _Rewriting._scaled,
+    FUNCTIONS["cat"]: _Rewriting._joined,
+    FUNCTIONS["mean_axes"]: _Rewriting._reduced,
+    FUNCTIONS["sum_axes"]: _Rewriting._reduced,
+    **{FUNCTIONS[name]: _Rewriting._pooled for name in FUNCTIONS if "avg_pool" in name or name == "interpolate"},
+    **dict.fromkeys(MAX_POOLS, _Rewriting._maximum),
+}
+
+
+def _weighted(layer: nn.Module, worth: Tensor) -> Tensor:
+    """`W diag(worth)`: the weights of a layer times what its inputs are worth, `[C_in]` or `[1]`."""
+    assert isinstance(layer, LAYERS)
+    weight = layer.weight.double()
+    if isinstance(layer, nn.Linear):
+        return (weight * worth.double()).to(layer.weight.dtype)
+    # Of a grouped convolution the outputs of group g see the inputs of group g, in order.
+    per_group = worth.double().expand(layer.in_channels).view(layer.groups, 1, -1)
+    grouped = per_group.expand(-1, layer.out_channels // layer.groups, -1).reshape(weight.shape[:2])
+    return (weight * grouped.view(*weight.shape[:2], *(1,) * (weight.ndim - 2))).to(layer.weight.dtype)
+
+
+def _always(node: fx.Node) -> Callable[[fx.Node], fx.Node]:
+    return lambda _: node
+
+
+def _times(worth: Tensor | None, factor: Tensor) -> Tensor:
+    return factor.clone() if worth is None else worth * factor
+
+
+def _constant_where_padded(worth: Tensor, padding: Any) -> bool:
+    """Whether what values are worth does not change along the last axes, which `torch.nn.functional.pad` lengthens."""
+    return all(size == 1 for size in worth.shape[worth.ndim - len(padding) // 2 :])
+
+
+def _narrowed(worth: Tensor) -> Tensor:
+    """The same values with size 1 along each axis on which they do not depend."""
+    for axis in range(worth.ndim):
+        first = worth.narrow(axis, 0, 1)
+        if bool((worth == first).all()):
+            worth = first
+    return worth
