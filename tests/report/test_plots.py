@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ranvier.report import accuracy_curves, conversion_errors, spike_raster
+from ranvier.report import accuracy_curves, conversion_errors, early_exit_curve, spike_raster
 
 
 def test_curves_show_every_point(tmp_path: Path) -> None:
@@ -15,6 +15,41 @@ def test_curves_show_every_point(tmp_path: Path) -> None:
     assert list(lines["b"].get_xdata()) == [1]
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.size[0] > 500
+
+
+def test_early_exit_shows_the_choice_beside_fixed_steps(tmp_path: Path) -> None:
+    figure = early_exit_curve(
+        {"test": ([3.0, 2.0, 1.0], [0.9, 0.85, 0.5]), "held out": ([3.0, 1.0], [0.95, 0.6])},
+        chosen=(1.5, 0.875),
+        by_step=[0.5, 0.75, 0.9],
+        title="t",
+        path=tmp_path / "e.png",
+    )
+    (axes,) = figure.axes
+    lines = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.get_lines()}
+    assert lines == {
+        "early exit: test": ([3, 2, 1], [90, 85, 50]),
+        "early exit: held out": ([3, 1], [95, 60]),
+        "t steps for all": ([1, 2], [50, 75]),
+        "all 3 steps: 90.00 %": ([3], [90]),
+        "chosen: 1.50 steps, 87.50 %": ([1.5], [87.5]),
+    }
+    (legend,) = figure.legends
+    assert {text.get_text() for text in legend.get_texts()} == lines.keys()
+    assert axes.get_xticks().tolist() == [1, 2, 3]
+    assert axes.get_title(loc="left") == "t"
+    with Image.open(tmp_path / "e.png") as picture:
+        assert picture.size[0] > 500
+
+
+def test_early_exit_over_many_steps_has_few_ticks() -> None:
+    figure = early_exit_curve({"test": ([32.0, 1.0], [0.9, 0.1])}, chosen=(9.0, 0.85), by_step=[0.5] * 32)
+    assert figure.axes[0].get_xticks().tolist() == [1, 2, 4, 8, 16, 32]
+
+
+def test_early_exit_of_one_step() -> None:
+    figure = early_exit_curve({"test": ([1.0], [0.9])}, chosen=(1.0, 0.9), by_step=[0.9])
+    assert figure.axes[0].get_xticks().tolist() == [1]
 
 
 def test_raster_separates_spikes_from_bursts(tmp_path: Path) -> None:
@@ -66,6 +101,9 @@ def test_many_steps_have_neither_numbers_nor_crowded_ticks() -> None:
 def test_nothing_to_draw() -> None:
     with pytest.raises(ValueError, match="no curves"):
         accuracy_curves({})
+    for curves, by_step in (({}, [0.5]), ({"test": ([1.0], [0.5])}, [])):
+        with pytest.raises(ValueError, match="no curves"):
+            early_exit_curve(curves, chosen=(1.0, 0.5), by_step=by_step)
     with pytest.raises(ValueError, match="no layers"):
         spike_raster({})
     with pytest.raises(ValueError, match="no layers"):

@@ -7,12 +7,12 @@ import torch
 from rich.table import Table
 from torch import Tensor, fx, nn
 
+from ranvier.conversion.binary_spikes import binary_spikes
 from ranvier.conversion.draft import sizes
 from ranvier.conversion.spiking import GraphSNN, spiking
 from ranvier.conversion.trace_network import TracedNetwork, trace_network
 from ranvier.conversion.vocabulary import LAYERS, is_site
-from ranvier.conversion.weighted_spikes import weigh_spikes
-from ranvier.nn import LIFB, LIFPair
+from ranvier.nn import LIFB
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,7 @@ class DecoupledSNN(GraphSNN):
         self.report = report
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def decouple(
     model: nn.Module, images: Tensor | None = None, *, steps: int = 4, free_running: bool = False
@@ -111,10 +112,8 @@ def decouple(
     (32, 64)
     """
     traced = trace_network(model, images)
-    bursts = {name: neuron for name, neuron in traced.neurons.items() if isinstance(neuron, LIFB)}
-    graph = weigh_spikes(traced.graph, {name: (None, neuron.strength - 1) for name, neuron in bursts.items()})
-    neurons = traced.neurons | {name: _pair(neuron, free_running) for name, neuron in bursts.items()}
-    after = traced._replace(graph=graph, neurons=neurons)
+    bursts = tuple(name for name, neuron in traced.neurons.items() if isinstance(neuron, LIFB))
+    after = binary_spikes(traced, free_running=free_running)
     counts: dict[str, Any] = {}
     if images is not None:
         counts = {
@@ -122,8 +121,8 @@ def decouple(
             "events_after": _events(after.to_snn(), images, steps),
             "steps": steps,
         }
-    report = Decoupling(size_of(traced), size_of(after), tuple(bursts), **counts)
-    return DecoupledSNN(spiking(graph, neurons), traced.frame_dims, report)
+    report = Decoupling(size_of(traced), size_of(after), bursts, **counts)
+    return DecoupledSNN(spiking(after.graph, after.neurons), traced.frame_dims, report)
 
 
 def size_of(traced: TracedNetwork) -> Size:
@@ -138,19 +137,6 @@ def size_of(traced: TracedNetwork) -> Size:
                 weights += layer.weight.numel()
                 synapses += torch.Size(sizes(node)).numel() * layer.weight[0].numel()
     return Size(neurons, synapses, weights)
-
-
-def _pair(neuron: LIFB, free_running: bool) -> LIFPair:
-    own = neuron.params
-    return LIFPair(
-        tau=own.tau,
-        v_threshold=own.v_threshold,
-        reset=own.reset,
-        coupled=not free_running,
-        detach_reset=own.detach_reset,
-        surrogate=own.surrogate,
-        implementation=neuron.implementation,
-    )
 
 
 def _events(snn: GraphSNN, images: Tensor, steps: int) -> float:

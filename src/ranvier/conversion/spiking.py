@@ -29,6 +29,7 @@ def _neuron_arguments(site: Activation) -> dict[str, Any]:
         "steps": len(neuron.bias),
         "shape": list(neuron.v_init.shape) if per_neuron else None,
         "signed": neuron.signed,
+        "binary": neuron.binary,
     }
 
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
+from ranvier.conversion.one_step import one_step
 from ranvier.conversion.recording import ConversionError
 from ranvier.conversion.spiking import GraphSNN, spiking
 from ranvier.conversion.trace import trace
@@ -38,28 +39,37 @@ def trace_network(network: nn.Module, images: Tensor | None = None) -> TracedNet
     of a threshold may fall on its other side: in float64 (`network.double()`) practically none does.
 
     Args:
-        network: A `Network` of `ranvier.models`. Not modified; evaluation mode is used, whatever its mode.
+        network: A `Network` of `ranvier.models`, or what `convert` or `decouple` made. Not modified; evaluation mode
+            is used, whatever its mode.
         images: Examples `[B, ...]`, for their shape; None makes some up: of the size that the network was built for,
-            or 32 x 32 where it takes any.
+            or 32 x 32 where it takes any. Needed for what was converted or decoupled.
 
     Raises:
         ConversionError: The network has no neuron, or a part that is no layer, neuron or sum, such as self-attention.
         TypeError: `network` is not a `Network`.
     """
     network = getattr(network, "_orig_mod", network)  # what torch.compile wraps
+    if isinstance(network, GraphSNN):
+        if images is None:
+            raise ValueError(
+                "the network is a graph, which does not know the size of its images. Pass a batch of them."
+            )
+        return TracedNetwork(*one_step(network, images), network.frame_dims)
     if not isinstance(network, Network):
         raise TypeError(
             f"network is a {type(network).__name__}, but must be a Network of ranvier.models. Build it from encoder, "
             "body and readout, as ranvier.models.mlp does."
         )
     neurons: dict[str, Neuron] = {}
-    step = without_time(network, neurons)
+    step = without_time(copy.deepcopy(network), neurons)  # a copy, for the mode that modules are in
     if not neurons:
         raise ConversionError(
             f"{type(network).__name__} has no neuron of ranvier.nn: it is an ANN. Convert it first: "
             "ranvier.conversion.convert."
         )
     images = example_images(network) if images is None else images
+    if images.ndim == 2 and 4 in network.frame_dims:
+        images = images[:, :, None, None]  # so that the graph flattens images, too
     graph = trace(step, images, move_max_pool=False)
     found: dict[str, Neuron] = {}
     for node in graph.graph.nodes:
@@ -76,13 +86,22 @@ def trace_network(network: nn.Module, images: Tensor | None = None) -> TracedNet
 def example_images(network: Network, count: int = 2) -> Tensor:
     """Random images `[B, ...]` that a network takes: for their shape, to trace or count with.
 
+    Raises:
+        ValueError: No layer with weights before the first neuron, which could tell the shape.
+
     >>> from ranvier.models import mlp
     >>> example_images(mlp([64, 32, 10])).shape
     torch.Size([2, 64, 1, 1])
     """
-    first = next(layer for layer in network.encoder.modules() if isinstance(layer, nn.Conv2d | nn.Linear))
+    first = next((layer for layer in network.encoder.modules() if isinstance(layer, nn.Conv2d | nn.Linear)), None)
+    shape: tuple[int, ...]
+    if first is None:
+        raise ValueError(
+            "the network has neither convolution nor linear layer before its first neuron, so that nothing tells what "
+            "images look like. Pass a batch of them."
+        )
     if isinstance(first, nn.Linear):
-        shape = (first.in_features, 1, 1)  # flattened, whatever the sizes
+        shape = (first.in_features, *(1,) * (max(network.frame_dims) - 2))  # flattened, whatever the sizes
     else:
         side = network.image_size or IMAGE_SIZE
         shape = (first.in_channels, side, side)

@@ -11,6 +11,7 @@ W value = sum_k (W diag(worth_k)) x_k, so that each part gets a copy of the laye
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Value:
-    """A sum of parts. `nested`: the spikes of each part are among those of the part before, as bursts among spikes."""
+    """A sum of parts. `nested`: spikes worth 1, then bursts that are among them; nothing was scaled, or added."""
 
     parts: tuple[Part, ...]
     nested: bool = False
@@ -76,6 +77,7 @@ class _Rewriting:
         self.graph = fx.Graph()
         self.parts: dict[str, nn.Module | Tensor] = {}
         self.values: dict[fx.Node, Value] = {}
+        self.sums: dict[fx.Node, fx.Node] = {}
         self.one = next(source.parameters(), torch.ones(())).new_ones(())
         # Names of the old graph stay free for the same things in the new one.
         self.taken = {str(node.target) for node in source.graph.nodes if node.op in ("call_module", "get_attr")}
@@ -97,10 +99,10 @@ class _Rewriting:
         if node.op == "placeholder":
             return Value((Part(self._placed(self.graph.placeholder(str(node.target)))),))
         if node.op == "get_attr":
-            self.parts[str(node.target)] = self.source.get_buffer(str(node.target)).clone()
+            self.parts[str(node.target)] = self._constant(node).clone()
             return Value((Part(self._placed(self.graph.create_node("get_attr", str(node.target)))),))
         if node.op == "output":
-            self.graph.output(self._sum(self.values[node.all_input_nodes[0]]))
+            self.graph.output(self._sum(node.all_input_nodes[0]))
             return None
         if is_site(node, self.source):
             return self._spikes(node)
@@ -118,7 +120,7 @@ class _Rewriting:
     def _spikes(self, node: fx.Node) -> Value:
         name = str(node.target)
         self.parts[name] = copy.deepcopy(self.source.get_submodule(name))
-        sent = self._placed(self.graph.call_module(name, (self._sum(self.values[node.all_input_nodes[0]]),)))
+        sent = self._placed(self.graph.call_module(name, (self._sum(node.all_input_nodes[0]),)))
         emission = self.emissions.get(name, (None,))
         shape = (-1,) + (1,) * (len(sizes(node)) - 1)
         worths = [None if worth is None else worth.detach().view(shape) for worth in emission]
@@ -127,7 +129,7 @@ class _Rewriting:
         channels = sizes(node)[0]
         sent.meta["sizes"] = (len(worths) * channels, *sizes(node)[1:])
         slices = [
-            self._placed(self.graph.call_function(slice_axis, (sent, 1, k * channels, (k + 1) * channels, None)))
+            self._placed(self.graph.call_function(slice_axis, (sent, 1, k * channels, (k + 1) * channels, 1)))
             for k in range(len(worths))
         ]
         return Value(tuple(map(Part, slices, worths)), nested=True)
@@ -138,7 +140,7 @@ class _Rewriting:
         assert isinstance(layer, LAYERS)
         summands: list[fx.Node] = []
         axis = len(sizes(node.all_input_nodes[0])) - 1 if isinstance(layer, nn.Linear) else 0
-        for part in self._with_worth_along(self.values[node.all_input_nodes[0]], axis):
+        for part in self._with_worth_along(node.all_input_nodes[0], axis):
             own = copy.deepcopy(layer)
             if part.worth is not None:
                 own.weight = nn.Parameter(_weighted(layer, part.worth.flatten()), requires_grad=False)
@@ -151,18 +153,18 @@ class _Rewriting:
 
     def _affine(self, node: fx.Node, affine: nn.Module) -> Value:
         assert isinstance(affine, ChannelAffine)
-        value = self.values[node.all_input_nodes[0]]
+        source = node.all_input_nodes[0]
         scale = affine.scale.view(-1, *(1,) * (len(sizes(node)) - 1))
         if not affine.shift.any():
-            return Value(tuple(Part(part.node, _times(part.worth, scale)) for part in value.parts))
+            return Value(tuple(Part(part.node, _times(part.worth, scale)) for part in self.values[source].parts))
         self.parts[str(node.target)] = copy.deepcopy(affine)
-        return Value((Part(self._placed(self.graph.call_module(str(node.target), (self._sum(value),)))),))
+        return Value((Part(self._placed(self.graph.call_module(str(node.target), (self._sum(source),)))),))
 
     # What functions do with them
 
     def _plain(self, node: fx.Node) -> Value:
         """The node on values that are summed up first."""
-        arguments = {source: self._sum(self.values[source]) for source in node.all_input_nodes}
+        arguments = {source: self._sum(source) for source in node.all_input_nodes}
         return Value((Part(self._placed(self.graph.node_copy(node, arguments.__getitem__))),))
 
     def _each(self, node: fx.Node, value: Value, worths: Sequence[Tensor | None], nested: bool = False) -> Value:
@@ -214,32 +216,42 @@ class _Rewriting:
         return self._each(node, value, worths)
 
     def _joined(self, node: fx.Node) -> Value:
-        """Concatenation: the first parts side by side; every other part alone, with zeros where it does not reach."""
+        """Concatenation: first parts side by side, then second parts, with zeros for values that have none."""
         joined, axis = node.args
         assert isinstance(joined, list | tuple)
         assert isinstance(axis, int)
         sources = [source for source in joined if isinstance(source, fx.Node)]
         values = [self.values[source] for source in sources]
-        widths = [sizes(source)[axis - 1] for source in sources]
-        heads = [value.parts[0] for value in values]
+        ranks = zip_longest(*(value.parts for value in values))
+        nested = all(value.nested or (len(value.parts) == 1 and value.parts[0].worth is None) for value in values)
+        return Value(tuple(self._beside(sources, parts, axis) for parts in ranks), nested)
+
+    def _beside(self, sources: Sequence[fx.Node], parts: Sequence[Part | None], axis: int) -> Part:
+        """Parts of `sources` side by side; zeros, worth 0, in the place of None."""
+        present = [part for part in parts if part is not None]
         worth = None
-        if any(head.worth is not None for head in heads):
-            expanded = [
-                (self.one if head.worth is None else head.worth).expand(sizes(source))
-                for head, source in zip(heads, sources, strict=True)
-            ]
-            worth = _narrowed(torch.cat(expanded, axis - 1))
-        first = self.graph.call_function(torch.cat, ([head.node for head in heads], axis))
-        parts = [Part(self._placed(first), worth)]
-        for number, value in enumerate(values):
-            padding = [0, 0] * (len(sizes(node)) - axis) + [sum(widths[:number]), sum(widths[number + 1 :])]
-            for part in value.parts[1:]:
-                wide = self._placed(self.graph.call_function(F.pad, (part.node, padding)))
-                own = self.one.expand((1,) * len(sizes(node))) if part.worth is None else part.worth
-                shape = list(own.shape)
-                shape[axis - 1] = widths[number]
-                parts.append(Part(wide, F.pad(own.expand(shape), padding)))
-        return Value(tuple(parts))
+        if len(present) < len(parts) or any(part.worth is not None for part in present):
+            worths = [self._worth(part).expand(sizes(source)) for part, source in zip(parts, sources, strict=True)]
+            worth = _narrowed(torch.cat(worths, axis - 1))
+        if len(present) == len(parts):
+            return Part(
+                self._placed(self.graph.call_function(torch.cat, ([part.node for part in present], axis))), worth
+            )
+        widths = [sizes(source)[axis - 1] for source in sources]
+        behind = [0, 0] * (len(sizes(sources[0])) - axis)
+        wide = [
+            self._placed(
+                self.graph.call_function(F.pad, (part.node, [*behind, sum(widths[:place]), sum(widths[place + 1 :])]))
+            )
+            for place, part in enumerate(parts)
+            if part is not None
+        ]
+        return Part(self._added(wide), worth)
+
+    def _worth(self, part: Part | None) -> Tensor:
+        if part is None:
+            return self.one * 0
+        return self.one if part.worth is None else part.worth
 
     def _plus(self, node: fx.Node) -> Value | None:
         if len(node.all_input_nodes) < 2 and any(not isinstance(argument, fx.Node) for argument in node.args):
@@ -257,32 +269,29 @@ class _Rewriting:
     def _scaled(self, node: fx.Node) -> Value | None:
         source, factor = node.args
         assert isinstance(source, fx.Node)
-        value = self.values[source]
-        if isinstance(factor, fx.Node):
-            if factor.op != "get_attr":
-                return None
-            constant = self.source.get_buffer(str(factor.target))
-            if constant.ndim != len(sizes(node)) + 1 or len(constant) != 1:
-                return None
-            worth = constant[0]
-        else:
-            worth = self.one.expand((1,) * len(sizes(node))) * float(factor)  # type: ignore[arg-type]
         if sizes(node) != sizes(source):
-            return None
-        return Value(tuple(Part(part.node, _times(part.worth, worth)) for part in value.parts))
+            return None  # the constant repeats values
+        constant = self._constant(factor) if isinstance(factor, fx.Node) else self.one * float(factor)  # type: ignore[arg-type]
+        worth = constant[(None,) * (1 + len(sizes(node)) - constant.ndim)][0]  # with the axes that broadcasting adds
+        return Value(tuple(Part(part.node, _times(part.worth, worth)) for part in self.values[source].parts))
 
     def _maximum(self, node: fx.Node) -> Value | None:
         """Max-pooling of spikes; of bursts part by part, where a burst is worth no less than a spike."""
         value = self.values[node.all_input_nodes[0]]
         worths = [part.worth for part in value.parts]
-        falling = [worth for worth in worths if worth is not None and bool((worth < 0).any())]
-        if len(worths) > 1 and not value.nested:
-            why = "takes the maximum of a sum of bursts, which is not the sum of the maxima of its parts"
-        elif falling:
-            lowest = 1 + min(float(worth.min()) for worth in falling)
-            why = f"takes the maximum of bursts of strength {lowest:.3g}, less than a spike's 1"
-        else:
+        given = [worth for worth in worths if worth is not None]
+        alike = all(worth.numel() == worth.shape[0] for worth in given)
+        lowest = min((float(worth.min()) for worth in given), default=1.0)
+        if alike and lowest >= 0 and (value.nested or len(worths) == 1):
             return self._each(node, value, worths, value.nested)
+        if len(worths) == 1:
+            return None
+        if not value.nested:
+            why = "takes the maximum of what bursts were combined to, which is not the combination of their maxima"
+        elif lowest < 0:
+            why = f"takes the maximum of bursts of strength {1 + lowest:.3g}, less than a spike's 1"
+        else:
+            why = "takes the maximum over bursts of different strengths"
         raise ConversionError(
             f"{node.meta['place']}: {node.name} {why}: max-pooling does not commute with decoupling there. Use average "
             "pooling, or keep burst strengths at or above 1 and pool right after the neuron."
@@ -290,35 +299,39 @@ class _Rewriting:
 
     # Sums
 
-    def _with_worth_along(self, value: Value, axis: int) -> Sequence[Part]:
+    def _with_worth_along(self, source: fx.Node, axis: int) -> Sequence[Part]:
         """The parts if what they are worth depends on nothing but `axis`, else their sum as one."""
-        for part in value.parts:
-            if part.worth is not None and part.worth.numel() != part.worth.shape[axis]:
-                return (Part(self._sum(value)),)
-        return value.parts
+        parts = self.values[source].parts
+        if any(part.worth is not None and part.worth.numel() != part.worth.shape[axis] for part in parts):
+            return (Part(self._sum(source)),)
+        return parts
 
-    def _sum(self, value: Value) -> fx.Node:
-        """One node for a value."""
-        summands = []
-        for part in value.parts:
-            node = part.node
-            if part.worth is not None:
-                path = free_path("worth", self.taken | set(self.parts))
-                self.parts[path] = part.worth.unsqueeze(0).clone()
-                constant = self._placed(self.graph.create_node("get_attr", path))
-                node = self._placed(self.graph.call_function(FUNCTIONS["mul"], (node, constant)))
-            summands.append(node)
-        return self._added(summands)
+    def _sum(self, source: fx.Node) -> fx.Node:
+        """One node for the value of `source`, the same for all who ask."""
+        if source not in self.sums:
+            self.sums[source] = self._added([self._product(part, source) for part in self.values[source].parts], source)
+        return self.sums[source]
 
-    def _added(self, nodes: Sequence[fx.Node]) -> fx.Node:
+    def _product(self, part: Part, of: fx.Node) -> fx.Node:
+        if part.worth is None:
+            return part.node
+        path = free_path("worth", self.taken | set(self.parts))
+        self.parts[path] = part.worth.unsqueeze(0).clone()
+        constant = self._placed(self.graph.create_node("get_attr", path), of)
+        return self._placed(self.graph.call_function(FUNCTIONS["mul"], (part.node, constant)), of)
+
+    def _added(self, nodes: Sequence[fx.Node], of: fx.Node | None = None) -> fx.Node:
         total, *others = nodes
         for other in others:
-            total = self._placed(self.graph.call_function(FUNCTIONS["add"], (total, other)))
+            total = self._placed(self.graph.call_function(FUNCTIONS["add"], (total, other)), of)
         return total
 
-    def _placed(self, node: fx.Node) -> fx.Node:
-        """The node with what is known of the one that it comes from."""
-        node.meta = dict(self.node.meta)
+    def _constant(self, node: fx.Node) -> Tensor:
+        return self.source.get_buffer(str(node.target))
+
+    def _placed(self, node: fx.Node, of: fx.Node | None = None) -> fx.Node:
+        """The node with what is known of the old one that it comes from: by default the present one."""
+        node.meta = dict((self.node if of is None else of).meta)
         return node
 
 

@@ -1,5 +1,6 @@
 """What a neuron computes: pure functions, the reference that everything faster is tested against."""
 
+from ranvier.dynamics.affine import AffineParams, affine_scan, affine_step
 from ranvier.dynamics.burst import (
     LIFBParams,
     LIFPairParams,
@@ -27,6 +28,7 @@ from ranvier.dynamics.surrogate import ATan, Rectangle, Sigmoid, Surrogate, Tria
 
 __all__ = [
     "ATan",
+    "AffineParams",
     "ConvertedState",
     "IFParams",
     "LIFBParams",
@@ -39,6 +41,8 @@ __all__ = [
     "Sigmoid",
     "Surrogate",
     "Triangle",
+    "affine_scan",
+    "affine_step",
     "converted_scan",
     "converted_step",
     "if_scan",

@@ -21,16 +21,16 @@ class ConvertedState(NamedTuple):
 
 
 def converted_step(
-    x: Tensor, v: Tensor, emitted: Tensor, threshold: Tensor, bias: Tensor, signed: bool
+    x: Tensor, v: Tensor, emitted: Tensor, threshold: Tensor, bias: Tensor, signed: bool, binary: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One step of `converted_scan`: charge, compare, subtract what is sent."""
+    """One step of `converted_scan`: charge, compare, subtract the threshold for each spike."""
     h = v + (x - bias)
     s = (h >= threshold).to(h.dtype)
     if signed:
         s = s - ((h < 0) & (emitted > 0)).to(h.dtype)
         emitted = emitted + s
     y = threshold * s
-    return y, h - y, emitted
+    return s if binary else y, h - y, emitted
 
 
 def converted_scan(
@@ -40,14 +40,15 @@ def converted_scan(
     bias: Tensor,
     v_init: Tensor,
     signed: bool = False,
+    binary: bool = False,
 ) -> tuple[Tensor, ConvertedState]:
     """Integrate-and-fire neurons of a converted network over all time steps.
 
         h[t] = v[t-1] + current[t] - bias[t]                  charge
         s[t] = 1 if h[t] >= threshold else 0                  fire
                -1 if h[t] < 0 and sum(s[:t]) > 0              take a spike back (signed neurons only)
-        y[t] = threshold s[t]                                 what is transmitted
-        v[t] = h[t] - y[t],    v[-1] = v_init                 soft reset
+        y[t] = threshold s[t]                                 what is transmitted; s[t] where binary
+        v[t] = h[t] - threshold s[t],    v[-1] = v_init       soft reset
 
     Nothing is lost at a reset, so that the sum of all y is the sum of the input up to what is left in the potential:
 
@@ -63,6 +64,7 @@ def converted_scan(
         bias: Subtracted from the current, `[T', C]` with a row for each step, or `[1, C]` or `[1, 1]`, the same at all.
         v_init: Initial potential, `[C]`, `[1]` or for each neuron `[C, ...]`.
         signed: Whether a neuron that has fired too often may take a spike back.
+        binary: Whether a spike is sent as 1, for weights that were multiplied by the threshold.
 
     Returns:
         Transmitted values `[T, B, C, ...]`; the state after step T.
@@ -84,7 +86,7 @@ def converted_scan(
     threshold = per_channel(threshold, current[0])
     sent = []
     for x, b in zip(current.unbind(0), rows, strict=True):
-        y, v, emitted = converted_step(x.to(v.dtype), v, emitted, threshold, b, signed)
+        y, v, emitted = converted_step(x.to(v.dtype), v, emitted, threshold, b, signed, binary)
         sent.append(y.to(current.dtype))
     return torch.stack(sent), ConvertedState(v, emitted, state.step + len(current))
 

@@ -24,6 +24,7 @@ def converted_scan(
     bias: Tensor,
     v_init: Tensor,
     signed: bool = False,
+    binary: bool = False,
     *,
     implementation: Implementation = "auto",
 ) -> tuple[Tensor, ConvertedState]:
@@ -35,14 +36,14 @@ def converted_scan(
     check_scan(current, None)
     choice = choose(implementation, current.device, run_size(current))
     if choice.implementation == "reference":
-        return dynamics.converted_scan(current, state, threshold, bias, v_init, signed)
+        return dynamics.converted_scan(current, state, threshold, bias, v_init, signed, binary)
     v, emitted, rows, state = begin(current, state, bias, v_init, signed)
     check_num_channels("threshold", threshold, current)
     threshold = per_channel(threshold, current[0])
     sent = torch.empty_like(current, memory_format=torch.preserve_format)
     step = _compiled_step()
     for x, b, y in zip(current.unbind(0), rows, sent.unbind(0), strict=True):
-        v, emitted = step(*map(sizes_open, (x, v, emitted, threshold, b, y)), signed)
+        v, emitted = step(*map(sizes_open, (x, v, emitted, threshold, b, y)), signed, binary)
     return sent, ConvertedState(v, emitted, state.step + len(current))
 
 
@@ -52,9 +53,9 @@ def _compiled_step() -> Callable[..., tuple[Tensor, Tensor]]:
 
 
 def _step_into(
-    x: Tensor, v: Tensor, emitted: Tensor, threshold: Tensor, bias: Tensor, out: Tensor, signed: bool
+    x: Tensor, v: Tensor, emitted: Tensor, threshold: Tensor, bias: Tensor, out: Tensor, signed: bool, binary: bool
 ) -> tuple[Tensor, Tensor]:
     """`converted_step` that writes what it sends into `out`, a slice of all steps."""
-    y, v, emitted = converted_step(x.to(v.dtype), v, emitted, threshold, bias, signed)
+    y, v, emitted = converted_step(x.to(v.dtype), v, emitted, threshold, bias, signed, binary)
     out.copy_(y)
     return v, emitted

@@ -25,6 +25,7 @@ class ConvertedIF(Neuron):
         steps: Rows of the bias, one for each step; 1 for the same bias at all steps.
         shape: Shape of the initial potential, `[C, H, W]` for one per neuron; None for one per channel.
         signed: Whether a neuron that fired too often may take a spike back.
+        binary: Whether a spike is sent as 1 and not as the threshold, by which the next weights are multiplied then.
         implementation: `auto`, `reference` or `compiled`.
 
     >>> ConvertedIF(1)(torch.full((4, 1, 1), 0.6)).flatten().tolist()
@@ -42,6 +43,7 @@ class ConvertedIF(Neuron):
         steps: int = 1,
         shape: Sequence[int] | None = None,
         signed: bool = False,
+        binary: bool = False,
         implementation: Implementation = "auto",
     ) -> None:
         super().__init__(implementation, num_channels)
@@ -50,6 +52,7 @@ class ConvertedIF(Neuron):
         if shape[0] != num_channels:
             raise ValueError(f"shape is {shape}, but must begin with the {num_channels} channels: [C, H, W].")
         self.signed = signed
+        self.binary = binary
         self.register_buffer("threshold", torch.ones(num_channels))
         self.register_buffer("bias", torch.zeros(steps, num_channels))
         self.register_buffer("v_init", torch.full(shape, 0.5))
@@ -57,11 +60,18 @@ class ConvertedIF(Neuron):
     def scan(self, current: Tensor, state: ConvertedState | None) -> tuple[Tensor, ConvertedState]:  # type: ignore[override]
         """Run `converted_scan`."""
         return kernels.converted_scan(
-            current, state, self.threshold, self.bias, self.v_init, self.signed, implementation=self.implementation
+            current,
+            state,
+            self.threshold,
+            self.bias,
+            self.v_init,
+            self.signed,
+            self.binary,
+            implementation=self.implementation,
         )
 
     def extra_repr(self) -> str:
         """Settings, as printed."""
         steps = f", steps={len(self.bias)}" if len(self.bias) > 1 else ""
         shape = f", shape={shape_of(self.v_init)}" if self.v_init.ndim > 1 else ""
-        return f"{len(self.threshold)}{steps}{shape}" + ", signed" * self.signed
+        return f"{len(self.threshold)}{steps}{shape}" + ", signed" * self.signed + ", binary" * self.binary

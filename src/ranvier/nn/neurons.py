@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ranvier import kernels
 from ranvier.checks import check_channels, check_choice
 from ranvier.dynamics import (
+    AffineParams,
     IFParams,
     LIFBParams,
     LIFPairParams,
@@ -35,7 +36,7 @@ class Neuron(nn.Module):
     let `scan` pass both to `ranvier.kernels.scan`: it then compiles and streams like the others.
     """
 
-    params: IFParams | LIFParams | PLIFParams | LIFBParams
+    params: IFParams | LIFParams | PLIFParams | LIFBParams | AffineParams
 
     def __init__(self, implementation: Implementation = "auto", num_channels: int | None = None) -> None:
         super().__init__()
@@ -84,6 +85,8 @@ class IF(Neuron):
     [0.0, 1.0, 0.0, 1.0]
     """
 
+    params: IFParams
+
     def __init__(
         self,
         num_channels: int | None = None,
@@ -121,6 +124,8 @@ class LIF(Neuron):
     [0.0, 0.0, 1.0]
     """
 
+    params: LIFParams
+
     def __init__(
         self,
         num_channels: int | None = None,
@@ -157,6 +162,8 @@ class PLIF(Neuron):
     Raises:
         ValueError: `tau` is not greater than 1, where its parameter would be infinite.
     """
+
+    params: PLIFParams
 
     def __init__(
         self,
@@ -260,6 +267,8 @@ class LIFPair(Neuron):
     >>> LIFPair()(torch.tensor([0.6, 1.2, 2.4]).view(3, 1, 1)).flatten(1).tolist()
     [[0.0, 0.0], [1.0, 0.0], [1.0, 1.0]]
     """
+
+    params: LIFPairParams
 
     def __init__(
         self,

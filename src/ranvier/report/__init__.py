@@ -1,6 +1,6 @@
 """Pictures and pages from results."""
 
 from ranvier.report.page import Section, write_page
-from ranvier.report.plots import accuracy_curves, conversion_errors, spike_raster
+from ranvier.report.plots import accuracy_curves, conversion_errors, early_exit_curve, spike_raster
 
-__all__ = ["Section", "accuracy_curves", "conversion_errors", "spike_raster", "write_page"]
+__all__ = ["Section", "accuracy_curves", "conversion_errors", "early_exit_curve", "spike_raster", "write_page"]

@@ -1,4 +1,4 @@
-"""Figures: accuracy by time step, spike rasters, errors of a conversion."""
+"""Figures: accuracy by time step, early exit, spike rasters, errors of a conversion."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -52,6 +52,58 @@ def accuracy_curves(
     axes.set_title(title, loc="left", color=INK)
     axes.grid(axis="y", color="#e4e4e4", linewidth=0.8)
     axes.legend(frameon=False)
+    return _finish(figure, path)
+
+
+def early_exit_curve(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    *,
+    chosen: tuple[float, float],
+    by_step: Sequence[float],
+    title: str = "",
+    path: str | Path | None = None,
+) -> "Figure":
+    """Accuracy against the mean number of steps where samples stop early, next to that of fixed numbers of steps.
+
+    Args:
+        curves: For each set of images, mean steps and accuracies in [0, 1] of all thresholds; the first set is the one
+            that the points belong to.
+        chosen: Mean steps and accuracy of the threshold that was chosen.
+        by_step: Accuracies without early exit, after 1 .. T steps for every sample.
+        title: Above the axes.
+        path: Where to write a PNG; None writes nothing.
+
+    Raises:
+        ValueError: There are no curves, or no accuracies.
+    """
+    if not curves or not by_step:
+        raise ValueError("there are no curves to draw. Pass mean steps and accuracies, and those of fixed steps.")
+    figure, (axes,) = _figure(6.4, 4.4)
+    steps = len(by_step)
+    for index, (name, (mean_steps, accuracy)) in enumerate(curves.items()):
+        axes.plot(
+            mean_steps,
+            [100 * value for value in accuracy],
+            linewidth=1.8,
+            linestyle="-" if index == 0 else "--",
+            color=PALETTE[0] if index == 0 else FAINT,
+            label=f"early exit: {name}",
+        )
+    fixed = [100 * value for value in by_step]
+    last = f"all {steps} steps: {fixed[-1]:.2f} %"
+    rule = f"chosen: {chosen[0]:.2f} steps, {100 * chosen[1]:.2f} %"
+    axes.plot(
+        range(1, steps), fixed[:-1], "o", markersize=5, markerfacecolor="white", color=INK, label="t steps for all"
+    )
+    axes.plot([steps], fixed[-1:], "o", markersize=7, color=INK, label=last, clip_on=False)
+    axes.plot([chosen[0]], [100 * chosen[1]], "D", markersize=8, color=PALETTE[1], label=rule, clip_on=False)
+    axes.set_xlabel("mean time steps")
+    axes.set_ylabel("accuracy %")
+    axes.set_xticks(range(1, steps + 1) if steps <= 16 else [t for t in range(1, steps + 1) if t & (t - 1) == 0])
+    axes.set_title(title, loc="left", color=INK)
+    axes.grid(axis="y", color="#e4e4e4", linewidth=0.8)
+    # Below the axes: inside, some curve would run through it.
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     return _finish(figure, path)
 
 

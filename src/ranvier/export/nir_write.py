@@ -1,0 +1,457 @@
+"""Networks as NIR files, which neuromorphic tools read; what NIR cannot say is told, and kept as metadata.
+
+NIR's neurons, in steps of dt: tau dv/dt = v_leak - v + r x (LIF), dv/dt = r x (IF); a spike of 1 when v exceeds the
+threshold, after which v is `v_reset`. So a LIF neuron of ours with tau steps has tau dt seconds and r = 1, and an IF
+neuron has r = 1/dt.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from ranvier import provenance
+from ranvier.atomic import replacing
+from ranvier.checks import check_positive
+from ranvier.conversion import ConversionError
+from ranvier.conversion.binary_spikes import binary_spikes
+from ranvier.conversion.draft import sizes
+from ranvier.conversion.trace_network import TracedNetwork, trace_network
+from ranvier.conversion.vocabulary import FUNCTIONS, ChannelAffine, is_site, mean_axes, reshape_samples, slice_axis
+from ranvier.nn import IF, LIF, PLIF, AffineIF, ConvertedIF, LIFPair, Neuron
+
+if TYPE_CHECKING:
+    import nir
+
+FORMAT = "ranvier_format"
+"""Key of the graph's metadata with the number of this layout."""
+PAIR = "ranvier_first_of_pair"
+"""Key of a node's metadata with the name of the neuron whose spikes reset this one, too."""
+
+
+@dataclass
+class Written:
+    """A NIR graph, and what it does not say."""
+
+    nodes: dict[str, Any] = field(default_factory=dict)
+    edges: list[tuple[str, str]] = field(default_factory=list)
+    unsaid: dict[str, list[str]] = field(default_factory=dict)
+    """Names of neurons by what NIR cannot say of them."""
+
+
+def import_nir() -> Any:
+    """The module nir, or an error with the line that installs it."""
+    try:
+        import nir
+    except ImportError as error:
+        raise ImportError("NIR files need the package nir: pip install 'ranvier[export]'.") from error
+    return nir
+
+
+def write_nir(
+    model: nn.Module, path: Path, images: Tensor | None, dt: float, strict: bool
+) -> tuple[TracedNetwork, Written]:
+    """Write a network, decoupled and with normalisation folded, to one NIR file; see `to_nir`."""
+    nir = import_nir()
+    check_positive("dt", dt)
+    traced = binary_spikes(trace_network(model, images))
+    writer = _Writer(traced, dt)
+    written = writer.run()
+    if strict and written.unsaid:
+        raise ValueError(
+            "NIR cannot say everything about this network: "
+            + "; ".join(
+                f"{what} ({', '.join(names[:3])}{', ...' * (len(names) > 3)})" for what, names in written.unsaid.items()
+            )
+            + ". Write it with strict=False, which keeps it as metadata that ranvier reads and others ignore, or train "
+            "with hard reset and without bursts."
+        )
+    metadata = {
+        FORMAT: 1,
+        "dt": float(dt),
+        "written_by": f"ranvier {provenance.versions()['ranvier']}",
+        "frame_dims": list(traced.frame_dims),
+    }
+    graph = nir.NIRGraph(nodes=written.nodes, edges=written.edges, metadata=metadata)
+    with replacing(path) as temporary:
+        nir.write(temporary, graph)
+    return traced, written
+
+
+class _Writer:
+    """Translates the nodes of a traced network in order; each becomes the names of NIR nodes whose outputs add up."""
+
+    def __init__(self, traced: TracedNetwork, dt: float) -> None:
+        self.nir = import_nir()
+        self.traced = traced
+        self.dt = dt
+        self.out = Written()
+        self.names: dict[fx.Node, tuple[str, ...]] = {}
+        self.halves: dict[fx.Node, tuple[str, str]] = {}
+
+    def run(self) -> Written:
+        for node in self.traced.graph.graph.nodes:
+            if node.op == "placeholder":
+                self.names[node] = (self.add("input", self.nir.Input(input_type={"input": np.array(sizes(node))}), ()),)
+            elif node.op == "output":
+                source = node.all_input_nodes[0]
+                output = self.nir.Output(output_type={"output": np.array(sizes(source))})
+                self.add("output", output, self.names[source])
+            elif node.op == "get_attr":
+                continue
+            elif is_site(node, self.traced.graph):
+                self.neuron(node)
+            elif node.op == "call_module":
+                self.layer(node, self.traced.graph.get_submodule(str(node.target)))
+            else:
+                self.function(node)
+        return self.out
+
+    def add(self, name: str, node: "nir.NIRNode", sources: tuple[str, ...]) -> str:
+        """A node with the sum of `sources` as input, under `name` or, if that is taken, a numbered one."""
+        name = name.replace(".", "_")
+        free, count = name, 0
+        while free in self.out.nodes:
+            count += 1
+            free = f"{name}_{count}"
+        self.out.nodes[free] = node
+        self.out.edges += [(source, free) for source in sources]
+        return free
+
+    def chain(self, node: fx.Node, name: str, part: "nir.NIRNode") -> None:
+        """`part` on what `node` has for input."""
+        self.names[node] = (self.add(name, part, self.names[node.all_input_nodes[0]]),)
+
+    def refuse(self, node: fx.Node, why: str, remedy: str) -> ConversionError:
+        return ConversionError(f"{node.meta['place']}: {node.name} {why}. {remedy}")
+
+    # Neurons
+
+    def neuron(self, node: fx.Node) -> None:
+        name = str(node.target)
+        neuron = self.traced.neurons[name]
+        shape = sizes(node)
+        if isinstance(neuron, LIFPair):
+            self.pair(node, name, neuron)
+            return
+        self.names[node] = (self.add(name, self.plain(name, neuron, shape), self.names[node.all_input_nodes[0]]),)
+
+    def plain(self, name: str, neuron: Neuron, shape: tuple[int, ...]) -> "nir.NIRNode":
+        """One neuron layer of `shape`."""
+        if isinstance(neuron, ConvertedIF):
+            return self.converted(name, neuron, shape)
+        if isinstance(neuron, AffineIF):
+            return self.affine_neuron(name, neuron, shape)
+        if not isinstance(neuron, IF | LIF | PLIF):
+            raise ConversionError(
+                f"{name}: a {type(neuron).__name__} has no counterpart in NIR. Neurons that can be written are IF, "
+                "LIF, PLIF, LIFB and those of converted networks."
+            )
+        metadata: dict[str, Any] = {"ranvier_neuron": type(neuron).__name__, "ranvier_ties_fire": True}
+        self.unsaid("a tie with the threshold fires", name)
+        if neuron.params.reset == "soft":
+            metadata["ranvier_reset"] = "soft"
+            self.unsaid("soft reset", name)
+        threshold = self.full(neuron.params.v_threshold, shape)
+        zero = np.zeros_like(threshold)
+        if isinstance(neuron, IF):
+            return self.nir.IF(r=self.full(1 / self.dt, shape), v_threshold=threshold, v_reset=zero, metadata=metadata)
+        tau = neuron.params.tau if isinstance(neuron, LIF) else neuron.tau
+        metadata["ranvier_tau_steps"] = float(tau)
+        return self.nir.LIF(
+            tau=self.full(tau * self.dt, shape),
+            r=np.ones_like(threshold),
+            v_leak=zero,
+            v_threshold=threshold,
+            v_reset=zero.copy(),
+            metadata=metadata,
+        )
+
+    def pair(self, node: fx.Node, name: str, neuron: LIFPair) -> None:
+        """Two LIF nodes on one input; the second's coupling is metadata."""
+        channels, *rest = sizes(node)
+        shape = (channels // 2, *rest)
+        own = neuron.params
+        sources = self.names[node.all_input_nodes[0]]
+        lower = LIF(tau=own.tau, v_threshold=own.v_threshold, reset=own.reset)
+        upper = LIF(tau=own.tau, v_threshold=own.v_burst, reset=own.reset)
+        first = self.add(name, self.plain(name, lower, shape), sources)
+        burst = f"{name}_burst"
+        second = self.plain(burst, upper, shape)
+        if own.coupled:
+            second.metadata[PAIR] = first
+            self.unsaid("reset by another neuron's spike", burst)
+        self.halves[node] = (first, self.add(burst, second, sources))
+
+    def converted(self, name: str, neuron: ConvertedIF, shape: tuple[int, ...]) -> "nir.NIRNode":
+        """An IF neuron with what calibration found."""
+        threshold = self.full(neuron.threshold, shape)
+        metadata: dict[str, Any] = {
+            "ranvier_neuron": "ConvertedIF",
+            "ranvier_ties_fire": True,
+            "ranvier_reset": "soft",
+            "ranvier_signed": neuron.signed,
+            "ranvier_v_init": neuron.v_init.cpu().numpy(),
+            "ranvier_bias": neuron.bias.cpu().numpy(),
+        }
+        self.unsaid("a tie with the threshold fires", name)
+        self.unsaid("soft reset", name)
+        if neuron.signed:
+            self.unsaid("spikes that are taken back", name)
+        if bool((neuron.v_init != 0).any()):
+            self.unsaid("initial potential", name)
+        if bool((neuron.bias != 0).any()):
+            self.unsaid("bias of each step", name)
+        return self.nir.IF(
+            r=self.full(1 / self.dt, shape),
+            v_threshold=threshold,
+            v_reset=np.zeros_like(threshold),
+            metadata=metadata,
+        )
+
+    def affine_neuron(self, name: str, neuron: AffineIF, shape: tuple[int, ...]) -> "nir.NIRNode":
+        """What was read from NIR goes back as it came."""
+        decay, drive, gain = (self.full(value, shape) for value in (neuron.decay, neuron.drive, neuron.gain))
+        leaky = bool((decay != 1).any())
+        if not neuron.params.fires:
+            if leaky:
+                tau = self.dt / (1 - decay)
+                return self.nir.LI(tau=tau, r=gain * tau / self.dt, v_leak=drive * tau / self.dt)
+            return self.nir.I(r=gain / self.dt)
+        metadata: dict[str, Any] = {}
+        if neuron.params.ties_fire:
+            metadata["ranvier_ties_fire"] = True
+            self.unsaid("a tie with the threshold fires", name)
+        if neuron.params.reset == "soft":
+            metadata["ranvier_reset"] = "soft"
+            self.unsaid("soft reset", name)
+        fired = {
+            "v_threshold": self.full(neuron.v_threshold, shape),
+            "v_reset": self.full(neuron.v_reset, shape),
+            "metadata": metadata,
+        }
+        if leaky:
+            tau = self.dt / (1 - decay)
+            return self.nir.LIF(tau=tau, r=gain * tau / self.dt, v_leak=drive * tau / self.dt, **fired)
+        return self.nir.IF(r=gain / self.dt, **fired)
+
+    def unsaid(self, what: str, name: str) -> None:
+        self.out.unsaid.setdefault(what, []).append(name)
+
+    def full(self, value: float | Tensor, shape: tuple[int, ...]) -> np.ndarray:
+        """A number, one for each channel, or one for each neuron, as an array of all neurons."""
+        tensor = torch.as_tensor(value)
+        if tensor.ndim == 1 and len(shape) > 1:
+            tensor = tensor.view(-1, *(1,) * (len(shape) - 1))
+        return array_of(tensor.expand(shape))
+
+    # Layers
+
+    def layer(self, node: fx.Node, layer: nn.Module) -> None:
+        source = node.all_input_nodes[0]
+        shape = sizes(source)
+        name = str(node.target)
+        if isinstance(layer, nn.Linear):
+            if len(shape) != 1:
+                raise self.refuse(
+                    node,
+                    f"maps the last axis of {list(shape)}",
+                    "NIR has linear layers on vectors only: flatten first.",
+                )
+            self.chain(node, name, self.dense(layer.weight, layer.bias))
+        elif isinstance(layer, nn.Conv1d | nn.Conv2d):
+            self.chain(node, name, self.convolution(node, layer, shape))
+        elif isinstance(layer, ChannelAffine):
+            self.chain(node, name, self.per_channel(node, layer, shape))
+        else:
+            raise self.refuse(node, f"is a {type(layer).__name__}, which NIR cannot say", "Leave it out.")
+
+    def dense(self, weight: Tensor, bias: Tensor | None) -> "nir.NIRNode":
+        array = array_of(weight)
+        if bias is None:
+            return self.nir.Linear(weight=array)
+        return self.nir.Affine(weight=array, bias=array_of(bias))
+
+    def convolution(self, node: fx.Node, layer: nn.Conv1d | nn.Conv2d, shape: tuple[int, ...]) -> "nir.NIRNode":
+        kernel = layer.kernel_size
+        if len(set(kernel)) > 1:
+            raise self.refuse(
+                node, f"has a kernel of {list(kernel)}", "NIR's readers take square kernels: pad the kernel with zeros."
+            )
+        if isinstance(layer.padding, str) and layer.padding != "valid":
+            raise self.refuse(node, f"has padding {layer.padding!r}", "Give the padding as numbers.")
+        if layer.padding_mode != "zeros":
+            raise self.refuse(node, f"pads with {layer.padding_mode}", "NIR pads with zeros.")
+        weight = array_of(_without_groups(layer))
+        bias = array_of(torch.zeros(layer.out_channels) if layer.bias is None else layer.bias)
+        padding = (0,) * len(kernel) if isinstance(layer.padding, str) else layer.padding
+        if isinstance(layer, nn.Conv1d):
+            return self.nir.Conv1d(
+                input_shape=shape[1],
+                weight=weight,
+                stride=layer.stride[0],
+                padding=padding[0],
+                dilation=layer.dilation[0],
+                groups=1,
+                bias=bias,
+            )
+        return self.nir.Conv2d(
+            input_shape=tuple(shape[1:]),
+            weight=weight,
+            stride=tuple(layer.stride),
+            padding=tuple(padding),
+            dilation=tuple(layer.dilation),
+            groups=1,
+            bias=bias,
+        )
+
+    def per_channel(self, node: fx.Node, affine: ChannelAffine, shape: tuple[int, ...]) -> "nir.NIRNode":
+        """A scale and shift of each channel as a layer whose weights are on the diagonal."""
+        weight = torch.diag(affine.scale)
+        if len(shape) == 1:
+            return self.dense(weight, affine.shift)
+        conv = (nn.Conv1d, nn.Conv2d)[len(shape) - 2](shape[0], shape[0], 1)
+        conv.weight.data = weight.view(*weight.shape, *(1,) * (len(shape) - 1))
+        conv.bias.data = affine.shift  # type: ignore[union-attr]
+        return self.convolution(node, conv, shape)
+
+    # Functions
+
+    def function(self, node: fx.Node) -> None:
+        source = node.all_input_nodes[0]
+        if node.target is slice_axis and source in self.halves:
+            first, second = self.halves[source]
+            self.names[node] = (first if node.args[2] == 0 else second,)
+        elif node.target is FUNCTIONS["add"]:
+            self.sum(node)
+        elif node.target is FUNCTIONS["mul"]:
+            self.scale(node)
+        elif node.target is reshape_samples:
+            self.reshape(node, source)
+        elif node.target in (F.avg_pool2d, F.adaptive_avg_pool2d, mean_axes):
+            self.pool(node, source)
+        else:
+            name = next((name for name, function in FUNCTIONS.items() if function is node.target), node.name)
+            remedy = {
+                "max_pool2d": "Train with average pooling: max-pooling of spikes needs a unit that NIR has not.",
+                "adaptive_max_pool2d": "Train with average pooling.",
+                "cat": "Add instead of concatenating, as residual networks do.",
+            }.get(name, "Convertible are convolutions, linear layers, average pooling, sums, factors and flattening.")
+            raise self.refuse(node, f"({name}) cannot be said in NIR", remedy)
+
+    def sum(self, node: fx.Node) -> None:
+        """Edges add up where they meet, so that a sum is the union of its summands."""
+        summands = [argument for argument in node.args if isinstance(argument, fx.Node)]
+        if len(summands) != len(node.args) or any(summand.op == "get_attr" for summand in summands):
+            raise self.refuse(node, "adds a constant", "Put it into the bias of a layer.")
+        if any(sizes(summand) != sizes(node) for summand in summands):
+            raise self.refuse(node, "adds values of different shapes", "Bring them to one shape.")
+        names: list[str] = []
+        for summand in summands:
+            for name in self.names[summand]:
+                if name in names:  # an edge counts once
+                    ones = np.ones(sizes(node), dtype=np.float32)
+                    name = self.add(f"{name}_again", self.nir.Scale(scale=ones), (name,))
+                names.append(name)
+        self.names[node] = tuple(names)
+
+    def scale(self, node: fx.Node) -> None:
+        source, factor = node.args
+        assert isinstance(source, fx.Node)
+        if isinstance(factor, fx.Node):
+            if factor.op != "get_attr":
+                raise self.refuse(node, "multiplies two values of the data", "Use layers with fixed weights.")
+            tensor = self.traced.graph.get_buffer(str(factor.target))
+            tensor = tensor[0] if tensor.ndim == len(sizes(node)) + 1 else tensor
+        else:
+            tensor = torch.as_tensor(float(factor))  # type: ignore[arg-type]
+        self.chain(node, node.name, self.nir.Scale(scale=array_of(tensor.expand(sizes(node)))))
+
+    def reshape(self, node: fx.Node, source: fx.Node) -> None:
+        if sizes(node) == sizes(source):
+            self.names[node] = self.names[source]
+        elif len(sizes(node)) == 1:
+            flatten = self.nir.Flatten(input_type={"input": np.array(sizes(source))}, start_dim=0, end_dim=-1)
+            self.chain(node, node.name, flatten)
+        else:
+            raise self.refuse(node, f"reshapes to {list(sizes(node))}", "NIR can only flatten to a vector.")
+
+    def pool(self, node: fx.Node, source: fx.Node) -> None:
+        """Average pooling with a kernel, whatever way it was written."""
+        before, after = sizes(source), sizes(node)
+        if len(before) != 3:
+            raise self.refuse(node, f"averages {list(before)}", "NIR has average pooling of images [C, H, W].")
+        if node.target is F.avg_pool2d:
+            kernel, stride, padding = _pooling(node)
+        else:
+            if node.target is mean_axes:
+                axes = {axis % 4 for axis in node.args[1]}  # type: ignore[operator, union-attr]
+                if axes != {2, 3}:
+                    raise self.refuse(node, f"averages over axes {sorted(axes)}", "NIR averages over height and width.")
+            out = (after[1], after[2]) if len(after) == 3 else (1, 1)
+            if before[1] % out[0] or before[2] % out[1]:
+                raise self.refuse(
+                    node, f"averages {list(before)} to {list(out)}, windows of unequal size", "Use sizes that divide."
+                )
+            kernel = stride = (before[1] // out[0], before[2] // out[1])
+            padding = (0, 0)
+        pool = self.nir.AvgPool2d(kernel_size=np.array(kernel), stride=np.array(stride), padding=np.array(padding))
+        pool.input_type = {"input": np.array(before)}
+        self.chain(node, node.name, pool)
+        if len(after) == 1:
+            inner = self.names[node]
+            flatten = self.nir.Flatten(input_type={"input": np.array((after[0], 1, 1))}, start_dim=0, end_dim=-1)
+            self.names[node] = (self.add(f"{node.name}_flatten", flatten, inner),)
+
+
+def cut(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
+    return ", ".join(names[:3]) + f" and {len(names) - 3} more" * (len(names) > 3)
+
+
+def array_of(tensor: Tensor) -> np.ndarray:
+    """A tensor as an array of its own memory: float64 if it is that, else float32."""
+    dtype = torch.float64 if tensor.dtype == torch.float64 else torch.float32
+    return tensor.detach().to("cpu", dtype, copy=True).contiguous().numpy()
+
+
+def _pooling(node: fx.Node) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+    names = ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
+    given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    padding = _two(given.get("padding", 0))
+    plain = not given.get("ceil_mode") and given.get("divisor_override") is None
+    if not plain or (any(padding) and given.get("count_include_pad", True) is not True):
+        raise ConversionError(
+            f"{node.meta['place']}: {node.name} rounds sizes up, leaves padding out of the mean or has a divisor of "
+            "its own, which NIR cannot say. Use plain average pooling."
+        )
+    kernel = _two(given["kernel_size"])
+    return kernel, _two(given.get("stride") or kernel), padding
+
+
+def _two(value: Any) -> tuple[int, int]:
+    return (int(value), int(value)) if isinstance(value, int) else (int(value[0]), int(value[-1]))
+
+
+def _without_groups(layer: nn.Conv1d | nn.Conv2d) -> Tensor:
+    """The weight of the same convolution without groups, zero between them: readers of NIR disagree about groups."""
+    weight = layer.weight.detach()
+    if layer.groups == 1:
+        return weight
+    full = weight.new_zeros(layer.out_channels, layer.in_channels, *weight.shape[2:])
+    outputs, inputs = layer.out_channels // layer.groups, layer.in_channels // layer.groups
+    for group in range(layer.groups):
+        rows = slice(group * outputs, (group + 1) * outputs)
+        full[rows, group * inputs : (group + 1) * inputs] = weight[rows]
+    return full
+
+
+def count_neurons(written: Written) -> int:
+    """Neurons of a NIR graph."""
+    return sum(math.prod(node.v_threshold.shape) for node in written.nodes.values() if hasattr(node, "v_threshold"))
