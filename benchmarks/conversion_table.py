@@ -131,7 +131,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=(1, 2, 4, 8, 16))
     parser.add_argument("--seeds", type=int, nargs="+", default=(0,), help="which calibration images")
     parser.add_argument("--tested", type=int, default=2000, help="first so many test images")
-    parser.add_argument("--images", type=int, default=1000, help="calibration images")
+    parser.add_argument("--images", type=int, default=2600, help="calibration images")
     parser.add_argument("--rows", choices=("all", "few", "plain"), default="all")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--table", action="store_true")

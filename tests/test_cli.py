@@ -52,11 +52,34 @@ def test_an_ann_becomes_a_spiking_network(tmp_path: Path, capsys: pytest.Capture
         assert f"{100 * accuracy:.2f}" in printed
     assert results["report"]["signed"]
     assert len({one["threshold"] for one in results["report"]["candidates"]}) == 3
-    call("evaluate", snn)
-    assert f"{100 * results['accuracy_by_step'][-1]:.2f}" in capsys.readouterr().out
+    call("evaluate", snn, "--early-exit")
+    printed = capsys.readouterr().out
+    assert f"{100 * results['accuracy_by_step'][-1]:.2f}" in printed
+    assert "Early exit" in printed
     with pytest.raises(SystemExit):
         call(*convert)
     assert "another --out" in capsys.readouterr().err
+
+
+def test_early_exit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "run")
+    call("train", "digits", "--model", "mlp", "--epochs", "1", "--hold-out", "200", "--out", out)
+    call("evaluate", out, "--early-exit", "--max-loss", "0.01", "--out", str(tmp_path / "e.json"))
+    printed = " ".join(capsys.readouterr().out.split())
+    exits = json.loads((tmp_path / "e.json").read_text())["early_exit"]
+    assert exits["max_loss"] == 0.01
+    assert f"mean {exits['testing']['mean_steps']:.2f}" in printed
+    assert f"{100 * exits['testing']['accuracy']:.2f}" in printed
+    assert "chosen on 200 training images that were held out" in printed
+    call("evaluate", out)
+    assert "Early exit" not in capsys.readouterr().out
+    for loss, message in (("-0.1", "must be a share from 0 to 1"), ("5", "half a point is max_loss=0.005")):
+        with pytest.raises(SystemExit):
+            call("evaluate", out, "--early-exit", "--max-loss", loss)
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        call("evaluate", out, "--max-loss", "0.01")
+    assert "belongs to early exit" in capsys.readouterr().err
 
 
 def test_info_says_what_runs(capsys: pytest.CaptureFixture[str]) -> None:

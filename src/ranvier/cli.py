@@ -9,6 +9,7 @@ from rich.console import Console
 
 from ranvier import kernels, provenance, recipes
 from ranvier.conversion import Settings
+from ranvier.evaluation.early_exit import MAX_LOSS
 from ranvier.recipes import AnnRecipe, Recipe
 from ranvier.training import Precision
 
@@ -103,7 +104,7 @@ def convert(
     bias: Literal["none", "light", "potential", "ftbc", "auto"] = "ftbc",
     signed: bool = False,
     refit: bool = False,
-    images: int = 1000,
+    images: int = 2600,
     test_images: int | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
@@ -132,7 +133,7 @@ def convert(
         signed: Let neurons that fired too often take spikes back: far more accurate from T = 2 on, if the hardware can
             send negative spikes.
         refit: Fit the weights of each layer to the spikes that reach it.
-        images: Training images to calibrate on.
+        images: Training images to calibrate on; up to 600 are fitted on, and the others decide between settings.
         test_images: Score on the first so many test images; by default on all.
         mean: Mean of each channel that the factory's network was trained with; by default that of the training images.
         std: Standard deviation, likewise.
@@ -169,13 +170,20 @@ def evaluate(
     steps: int | None = None,
     device: str = "cpu",
     precision: Precision | None = None,
+    early_exit: bool = False,
+    max_loss: float = MAX_LOSS,
     out: Path | None = None,
 ) -> None:
     """Evaluate a trained or converted network: accuracy at every time step, firing rate of every layer.
 
+    With --early-exit also what it gives to stop each image at the first step at which the network is sure enough. How
+    sure is chosen on images that the recipe held out, or else on training images. The network is surer of those and
+    more often right than on new ones, so that more or less than --max-loss may be lost.
+
     Examples:
       ranvier evaluate runs/fashion-mnist-conv4-etc-lif-T4-seed0
       ranvier evaluate model.safetensors --data PATH --steps 8 --out evaluation.json
+      ranvier evaluate runs/cifar10-sew_resnet18-etc-lif-T4-seed0 --early-exit --max-loss 0.002
 
     Args:
         checkpoint: Folder of a run, or its model.safetensors or checkpoint.safetensors.
@@ -183,9 +191,19 @@ def evaluate(
         steps: Time steps; by default those of training.
         device: cpu or cuda.
         precision: By default that of training.
+        early_exit: Also measure early exit.
+        max_loss: Accuracy that early exit may lose where it is chosen, as a share: 0.005 is half a point.
         out: Also write the numbers to this json file.
     """
-    report = recipes.evaluate(checkpoint, source=data, steps=steps, device=device, precision=precision)
+    report = recipes.evaluate(
+        checkpoint,
+        source=data,
+        steps=steps,
+        device=device,
+        precision=precision,
+        early_exit=early_exit,
+        max_loss=max_loss,
+    )
     if out is not None:
         report.save(out)
     Console().print(report)

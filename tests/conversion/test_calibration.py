@@ -17,8 +17,17 @@ def numbered(count: int) -> Tensor:
     return torch.arange(count).float().view(-1, 1, 1, 1).expand(-1, 1, 2, 2).clone()
 
 
-def read(calibration: Any, *, batch_size: int = 4, held_out: float = 0.4, seed: int = 0) -> CalibrationImages:
-    return gather(calibration, batch_size=batch_size, held_out=held_out, seed=seed, device=torch.device("cpu"))
+def read(
+    calibration: Any, *, batch_size: int = 4, held_out: float = 0.4, fit_at_most: int = 600, seed: int = 0
+) -> CalibrationImages:
+    return gather(
+        calibration,
+        batch_size=batch_size,
+        held_out=held_out,
+        fit_at_most=fit_at_most,
+        seed=seed,
+        device=torch.device("cpu"),
+    )
 
 
 def numbers(batches: tuple[Tensor, ...]) -> list[int]:

@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from ranvier.conversion import Search, Settings
 from ranvier.conversion.progress import Progress
-from ranvier.conversion.search import divergence
+from ranvier.conversion.search import as_good, choose, divergence
 
 IMAGES = torch.rand(60, 8, generator=torch.Generator().manual_seed(0))
 
@@ -102,3 +104,32 @@ def test_a_silent_network_is_never_right() -> None:
         neuron.v_init.zero_()
     _, hits, _ = search.measure(snn)
     assert hits.sum() == 0
+
+
+@torch.no_grad()
+def test_a_longer_look_decides_among_those_that_a_first_one_cannot_tell_apart() -> None:
+    images = torch.rand(700, *IMAGES.shape[1:], generator=torch.Generator().manual_seed(3))
+    quick = Settings(rounds=(1, 4), fit_at_most=100, first_look=150, batch_size=50)
+    search = Search(ann(), images, steps=1, settings=quick)
+    assert (search.images.fitted, sum(map(len, search.images.choosing))) == (100, 600)
+    search.try_all(("max", "mmse"), ("none", "light", "ftbc"))
+    assert {len(trial.hits) for trial in search.trials} == {150}
+    first = as_good(search.trials)
+    assert 1 < len(first) < len(search.trials)  # else this proves nothing
+    best = search.best()
+    assert search.best() is best  # and measures nothing again
+    settled = {id(trial) for trial in search.trials if len(trial.hits) == 600}
+    assert id(best) in settled
+    assert len(settled) == len(first)
+    for trial in search.trials:
+        errors, hits, far = search.measure(search.rebuild(trial), None if id(trial) in settled else 3)
+        assert (errors, far) == (trial.logit_error, trial.candidate.divergence)
+        assert torch.equal(hits, trial.hits)
+    # The same choice as when all had seen all images at once, among those that were kept.
+    whole = Search(ann(), images, steps=1, settings=replace(quick, first_look=600))
+    whole.try_all(("max", "mmse"), ("none", "light", "ftbc"))
+    kept = {(t.candidate.threshold, t.candidate.bias, t.candidate.rounds) for t in first}
+    among = [t for t in whole.trials if (t.candidate.threshold, t.candidate.bias, t.candidate.rounds) in kept]
+    assert choose(among).candidate == best.candidate
+    search.finish()
+    assert search.finish().report.chosen_on == 600

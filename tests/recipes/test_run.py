@@ -9,7 +9,7 @@ from PIL import Image
 from rich.console import Console
 
 from ranvier.nn import QCFS
-from ranvier.recipes import AnnRecipe, Result, digits, digits_ann, evaluate, load_trained, run
+from ranvier.recipes import AnnRecipe, Result, convert, digits, digits_ann, evaluate, load_data, load_trained, run
 from ranvier.training import CHECKPOINT
 
 QUICK = {"model": "mlp", "epochs": 2, "hidden": (16,), "device": "cpu"}
@@ -54,7 +54,63 @@ def test_evaluate_at_other_steps_keeps_the_prefix(folder: Path) -> None:
 
 def test_evaluation_saves_json(folder: Path, tmp_path: Path) -> None:
     evaluate(folder).save(tmp_path / "e.json")
-    assert len(json.loads((tmp_path / "e.json").read_text())["accuracy_by_step"]) == 4
+    saved = json.loads((tmp_path / "e.json").read_text())
+    assert len(saved["accuracy_by_step"]) == 4
+    assert saved["early_exit"] is None
+
+
+def test_early_exit_is_chosen_on_training_images_where_none_were_held_out(folder: Path, tmp_path: Path) -> None:
+    evaluation = evaluate(folder, early_exit=True, max_loss=0.02)
+    exits = evaluation.early_exit
+    assert exits is not None
+    assert exits.max_loss == 0.02
+    assert exits.chosen_on.startswith("239 images that the network was trained on")  # a fifth of 1197
+    assert exits.choosing.total == 239
+    assert exits.testing.all_steps == evaluation.accuracy
+    assert exits.differing <= 1  # rounding
+    lost = exits.choosing.all_steps.hits[-1] - sum(exits.choosing.hits)
+    assert lost <= 0.02 * 239
+    assert exits.choosing.mean_steps < 4
+    evaluation.save(tmp_path / "e.json")
+    saved = json.loads((tmp_path / "e.json").read_text())
+    assert saved["early_exit"]["testing"]["stopped"] == list(exits.testing.stopped)
+    assert saved["early_exit"]["chosen_on"] == exits.chosen_on
+    assert len(saved["accuracy_by_step"]) == 4
+
+
+def test_early_exit_is_chosen_on_held_out_images_where_there_are_some(tmp_path: Path) -> None:
+    run(digits(**QUICK, hold_out=100), tmp_path / "h", quiet=True)
+    exits = evaluate(tmp_path / "h", early_exit=True).early_exit
+    assert exits is not None
+    assert exits.chosen_on == "100 training images that were held out"
+    assert (exits.choosing.total, exits.testing.total) == (100, 600)
+    # Those very images: the training scored them after its last epoch.
+    assert exits.choosing.all_steps.accuracy == Result.load(tmp_path / "h" / "results.json").accuracy_by_step
+
+
+def test_a_conversion_may_have_seen_what_its_ann_has_not(tmp_path: Path) -> None:
+    run(digits_ann(**QUICK, hold_out=100), tmp_path / "ann", quiet=True)
+    convert(str(tmp_path / "ann"), tmp_path / "snn", steps=2, bias="none", images=50, quiet=True)
+    exits = evaluate(tmp_path / "snn", early_exit=True).early_exit
+    assert exits is not None
+    assert exits.chosen_on.startswith("100 training images that were held out from the ANN's training (the conversion")
+    assert exits.differing <= 1  # rounding
+
+
+def test_images_to_choose_on_are_never_test_images(folder: Path) -> None:
+    trained = load_trained(folder)
+    chosen = {image.numpy().tobytes() for images, _ in trained.choosing()[0] for image in images}
+    tested = {image.numpy().tobytes() for images, _ in trained.batches() for image in images}
+    splits = load_data(trained.recipe)
+    normalization = trained.form.normalization
+    seen = {normalization(image.unsqueeze(0))[0].numpy().tobytes() for image in splits.train.images}
+    assert chosen <= seen
+    assert not chosen & tested
+
+
+def test_a_loss_without_early_exit_is_refused(folder: Path) -> None:
+    with pytest.raises(ValueError, match="max_loss is 0.1, but belongs to early exit.*--early-exit"):
+        evaluate(folder, max_loss=0.1)
 
 
 def test_hold_out_leaves_the_test_set_alone(tmp_path: Path) -> None:
@@ -182,7 +238,10 @@ def test_a_trained_ann_comes_back_as_it_was(ann_folder: Path) -> None:
 
 
 def test_an_ann_is_evaluated_without_counting_spikes(ann_folder: Path, tmp_path: Path) -> None:
-    evaluation = evaluate(ann_folder, steps=3)
+    evaluation = evaluate(ann_folder, steps=3, early_exit=True)
+    assert evaluation.early_exit is not None
+    assert evaluation.early_exit.choosing.stopped == (239, 0, 0)  # its later steps repeat the first
+    assert evaluation.early_exit.testing.accuracy == evaluation.accuracy.final
     (expected,) = Result.load(ann_folder / "results.json").accuracy_by_step
     assert evaluation.accuracy.accuracy == (expected,) * 3
     assert evaluation.activity is None

@@ -35,7 +35,7 @@ class CalibrationImages:
 
 
 def gather(
-    calibration: Calibration, *, batch_size: int, held_out: float, seed: int, device: torch.device
+    calibration: Calibration, *, batch_size: int, held_out: float, fit_at_most: int, seed: int, device: torch.device
 ) -> CalibrationImages:
     """Read, check, shuffle and split the calibration images.
 
@@ -44,6 +44,7 @@ def gather(
         batch_size: Images per batch; batches are as even as possible.
         held_out: Share of the images to choose settings on, at least one and all but one at most; 0 chooses on the
             images that were fitted on.
+        fit_at_most: Images to fit on; what `held_out` leaves beyond is for choosing, too.
         seed: Decides which images are held out.
         device: Where the networks are.
 
@@ -55,8 +56,9 @@ def gather(
     if not bool(torch.isfinite(images).all()):
         broken = int((~torch.isfinite(images.flatten(1)).all(1)).nonzero()[0, 0])
         raise ValueError(f"calibration image {broken} holds NaN or infinity. Mend the data.")
-    count = round(held_out * len(images))
+    count = 0
     if held_out > 0:
+        count = max(round(held_out * len(images)), len(images) - fit_at_most)
         count = min(max(count, 1), len(images) - 1)
         if len(images) < 2:
             raise ValueError(

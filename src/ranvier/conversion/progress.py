@@ -35,3 +35,7 @@ class Progress:
     def show(self, what: str) -> None:
         """Begin the next pass."""
         self.bar.update(self.task, description=what, advance=1)
+
+    def note(self, what: str) -> None:
+        """Say what goes on besides the passes."""
+        self.bar.update(self.task, description=what)

@@ -3,7 +3,8 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Literal
 
 import torch
@@ -53,12 +54,17 @@ class Settings:
     """Images per batch."""
     held_out: float = 0.4
     """Share of the calibration images that settings are chosen on; 0 chooses on those that were fitted on."""
+    fit_at_most: int = 600
+    """Images that are fitted on. Choosing gains more from many images: whatever is beyond goes there."""
+    first_look: int = 400
+    """Images for choosing that all candidates see; those that cannot be told from the best then see all of them."""
     seed: int = 0
     """Decides which images are held out, and the order of the others."""
 
     def __post_init__(self) -> None:
         check_choice("variant", self.variant, VARIANTS)
-        check_count("batch_size", self.batch_size)
+        for name in ("batch_size", "fit_at_most", "first_look"):
+            check_count(name, getattr(self, name))
         if not 0 < self.percentile <= 100:
             raise ValueError(f"percentile is {self.percentile}, but must lie above 0 and at most at 100.")
         if not 0 <= self.held_out < 1:
@@ -127,6 +133,7 @@ class Search:
             calibration,
             batch_size=settings.batch_size,
             held_out=settings.held_out,
+            fit_at_most=settings.fit_at_most,
             seed=settings.seed,
             device=device,
         )
@@ -146,6 +153,8 @@ class Search:
         joined = torch.cat(self.logits)
         self.spread = (joined - joined.mean(0)).square().mean().clamp_min(1e-12)
         self.answers = self.images.labels or tuple(logits.argmax(1) for logits in self.logits)
+        seen = accumulate(map(len, self.images.choosing))
+        self.first_batches = next((n for n, count in enumerate(seen, 1) if count >= settings.first_look), None)
         self.found: dict[Threshold, dict[str, Tensor]] = {}
         self.trials: list[Trial] = []
 
@@ -266,9 +275,9 @@ class Search:
         step_size: float = 0.0,
         refit: bool = False,
     ) -> None:
-        """Measure a network on the images to choose on, and remember its corrections."""
+        """Measure a network on the first of the images to choose on, and remember its corrections."""
         with self.clock("choosing"):
-            errors, hits, divergence = self.measure(snn)
+            errors, hits, divergence = self.measure(snn, self.first_batches)
         accuracy = float(hits.mean())
         candidate = Candidate(threshold, bias, rounds, step_size, refit, divergence, errors[-1], accuracy)
         kept = {
@@ -278,33 +287,49 @@ class Search:
         }
         self.trials.append(Trial(candidate, errors, hits, kept))
 
-    def measure(self, snn: ConvertedSNN) -> tuple[tuple[float, ...], Tensor, float]:
-        """Logit error after 1 .. T steps; which answers were right after T; divergence from the ANN after T."""
+    def measure(self, snn: ConvertedSNN, batches: int | None = None) -> tuple[tuple[float, ...], Tensor, float]:
+        """Logit error after 1 .. T steps; which answers were right after T; divergence from the ANN after T.
+
+        Args:
+            snn: What to measure.
+            batches: How many of the batches to choose on; None for all.
+        """
         squares = torch.zeros(self.steps, device=self.logits[0].device)
         hits: list[Tensor] = []
         last: list[Tensor] = []
         counts = torch.arange(1, self.steps + 1, device=squares.device).view(-1, 1, 1)
-        for images, logits, answers in zip(self.images.choosing, self.logits, self.answers, strict=True):
+        wanted = self.logits[:batches]
+        for images, logits, answers in zip(self.images.choosing[:batches], wanted, self.answers[:batches], strict=True):
             means = snn(images, self.steps).cumsum(0) / counts
             squares += (means - logits).square().sum((1, 2))
             index = answers.unsqueeze(1)
             others = means[-1].scatter(1, index, -torch.inf).amax(1)
             hits.append((means[-1].gather(1, index).squeeze(1) > others).float())  # ties, as of silence, are misses
             last.append(means[-1])
-        values = sum(logits.numel() for logits in self.logits)
+        values = sum(logits.numel() for logits in wanted)
         errors = tuple((squares / values / self.spread).tolist())
-        return errors, torch.cat(hits), divergence(torch.cat(self.logits), torch.cat(last))
+        return errors, torch.cat(hits), divergence(torch.cat(wanted), torch.cat(last))
 
     def best(self, trials: Sequence["Trial"] | None = None) -> "Trial":
-        """The trial of least divergence among those whose accuracy cannot be told from the best."""
-        trials = self.trials if trials is None else trials
-        top = max(trials, key=lambda trial: (float(trial.hits.mean()), -trial.candidate.divergence))
+        """The trial of least divergence among those whose accuracy cannot be told from the best.
 
-        def as_good(trial: Trial) -> bool:
-            lead = top.hits - trial.hits  # the same images for both: the spread of the difference counts
-            return float(lead.mean()) <= STANDARD_ERRORS * float(lead.std(correction=0)) / len(lead) ** 0.5
+        Those that a first look could not tell from the best are measured on all images to choose on before.
+        """
+        finalists = as_good(self.trials if trials is None else trials)
+        return choose([self.complete(trial) for trial in finalists])
 
-        return min(filter(as_good, trials), key=lambda trial: trial.candidate.divergence)
+    def complete(self, trial: "Trial") -> "Trial":
+        """The trial, measured on all images to choose on."""
+        if len(trial.hits) == sum(map(len, self.images.choosing)):
+            return trial
+        one = trial.candidate
+        self.bar.note(f"threshold {one.threshold}, bias {one.bias}, {one.rounds} rounds: a longer look")
+        with self.clock("choosing"):
+            errors, hits, divergence = self.measure(self.rebuild(trial))
+        candidate = replace(one, divergence=divergence, logit_error=errors[-1], accuracy=float(hits.mean()))
+        whole = Trial(candidate, errors, hits, trial.state)
+        self.trials = [whole if other is trial else other for other in self.trials]
+        return whole
 
     def rebuild(self, trial: "Trial") -> ConvertedSNN:
         """The network of a trial."""
@@ -354,6 +379,24 @@ class Trial:
     logit_error: tuple[float, ...]
     hits: Tensor
     state: dict[str, Tensor]
+
+
+def as_good(trials: Sequence[Trial]) -> list[Trial]:
+    """Those whose accuracy is within two standard errors of the best, on the images that all of them have seen."""
+    seen = min(len(trial.hits) for trial in trials)
+    hits = [trial.hits[:seen] for trial in trials]
+    top = max(range(len(trials)), key=lambda number: (float(hits[number].mean()), -trials[number].candidate.divergence))
+    kept = []
+    for trial, own in zip(trials, hits, strict=True):
+        lead = hits[top] - own  # the same images for both: the spread of the difference counts
+        if float(lead.mean()) <= STANDARD_ERRORS * float(lead.std(correction=0)) / seen**0.5:
+            kept.append(trial)
+    return kept
+
+
+def choose(trials: Sequence[Trial]) -> Trial:
+    """The least divergence among those that are as good as the best."""
+    return min(as_good(trials), key=lambda trial: trial.candidate.divergence)
 
 
 def divergence(logits: Tensor, others: Tensor) -> float:

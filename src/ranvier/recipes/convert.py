@@ -26,6 +26,9 @@ from ranvier.recipes.run import EVALUATION_BATCH, MODEL, RESULTS, InputFormat, l
 from ranvier.training import channels_last, lay_out
 from ranvier.weights import load_foreign_tensors, load_parameters
 
+LAYOUT = "[T, B, ...]: one image [B, ...] for all steps, or a sequence [T, B, ...], gives logits [T, B, K]"
+"""Order of axes of all networks, as cards state it."""
+
 
 @dataclass(frozen=True)
 class ConversionResult:
@@ -87,7 +90,7 @@ def convert(
     bias: Bias | Literal["auto"] = "ftbc",
     signed: bool = False,
     refit: bool = False,
-    images: int = 1000,
+    images: int = 2600,
     test_images: int | None = None,
     settings: Settings | None = None,
     mean: tuple[float, ...] | None = None,
@@ -110,7 +113,8 @@ def convert(
         bias: As there.
         signed: As there.
         refit: As there.
-        images: How many training images to calibrate on, some of every class.
+        images: How many training images to calibrate on, some of every class: 600 of them, or three in five if there
+            are fewer, are fitted on, and the others decide between settings.
         test_images: Score on the first so many test images only; None for all.
         settings: Fine print.
         mean: Of each channel, as the factory's network was trained with; None takes it from the training images.
@@ -155,11 +159,25 @@ def convert(
         "input": asdict(source.form),
         "ann": source.name,
         "result": {"accuracy_by_step": accuracy.accuracy, "ann_accuracy": ann_accuracy, "total": accuracy.total},
+        **describe_neurons(snn),
+        "layout": LAYOUT,
+        "seed": (settings or Settings()).seed,
+        "versions": provenance.versions(),
+        "commit": provenance.commit(),
     }
     conversion.save(snn, out / MODEL, card)
     snn.report.plot(out / "errors.png")
     result.save(out / RESULTS)
     return result
+
+
+def describe_neurons(snn: ConvertedSNN) -> dict[str, Any]:
+    """The neurons of a converted network in plain words and numbers, as its card states them."""
+    return {
+        "neuron": "if",
+        "reset": "soft",
+        "v_threshold": {name: [x.item() for x in neuron.threshold.aminmax()] for name, neuron in snn.neurons.items()},
+    }
 
 
 class _OneStep(nn.Module):

@@ -1,7 +1,7 @@
 """From a recipe to a trained network on disk, and back."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -9,12 +9,14 @@ from typing import Any, Self
 import torch
 from rich.console import Group
 from rich.table import Table
+from torch import Tensor
 
-from ranvier import conversion, data, provenance
+from ranvier import conversion, data, evaluation, provenance
 from ranvier.atomic import tuples, write_json
 from ranvier.conversion import ConvertedSNN
 from ranvier.data import Augmentation, Batches, ImageSet, ImageSplits, Normalization, StreamedImages
-from ranvier.evaluation import AccuracyByStep, Activity, accuracy_by_step, firing_rates
+from ranvier.evaluation import AccuracyByStep, Activity, EarlyExit, accuracy_by_step, firing_rates
+from ranvier.evaluation.early_exit import MAX_LOSS
 from ranvier.kernels import compile_whole
 from ranvier.models import Network
 from ranvier.recipes.recipe import AnnRecipe, Recipe, TrainingRecipe, read_recipe
@@ -25,6 +27,7 @@ MODEL = "model.safetensors"
 RESULTS = "results.json"
 EVALUATION_BATCH = 500
 ACTIVITY_SAMPLES = 2000
+CHOOSING_SAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -271,6 +274,27 @@ class Trained:
         self.form.check(splits)
         return Batches(splits.test, EVALUATION_BATCH, normalization=self.form.normalization, device=device)
 
+    def choosing(self, source: str | None = None, device: torch.device | str = "cpu") -> tuple[Batches, str]:
+        """Images to choose a threshold on, never test images; and what they are, in words.
+
+        Those that the recipe held out, if it did. Otherwise 2,000 training images, or a fifth of them if that is less:
+        the network was trained on these, and is surer and more often right on them than on new ones.
+        """
+        splits = load_data(self.recipe, source)
+        self.form.check(splits)
+        if self.recipe.hold_out:
+            images, what = splits.test, f"{len(splits.test)} training images that were held out"
+            if isinstance(self.model, ConvertedSNN):
+                what += " from the ANN's training (the conversion may have calibrated on some)"
+        else:
+            count = max(min(CHOOSING_SAMPLES, len(splits.train) // 5), 1)
+            images = splits.train.hold_out(count, seed=0)[1]
+            what = (
+                f"{count} images that the network was trained on (it is surer and more often right there than on new "
+                "ones, so more or less may be lost than allowed; a recipe with --hold-out chooses without this bias)"
+            )
+        return Batches(images, EVALUATION_BATCH, normalization=self.form.normalization, device=device), what
+
 
 def load_trained(path: str | Path) -> Trained:
     """Read a network from a run's folder, its `model.safetensors` or its `checkpoint.safetensors`.
@@ -307,19 +331,27 @@ def load_trained(path: str | Path) -> Trained:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Accuracy and activity of a network on disk; an ANN has no spikes to count."""
+    """Accuracy and activity of a network on disk, and early exit if asked for; an ANN has no spikes to count."""
 
     accuracy: AccuracyByStep
     activity: Activity | None
+    early_exit: EarlyExit | None = None
 
     def __rich__(self) -> Group:
-        """Both tables, for the terminal."""
-        return Group(*(part.__rich__() for part in (self.accuracy, self.activity) if part is not None))
+        """All tables, for the terminal."""
+        parts = (self.accuracy, self.activity, self.early_exit)
+        return Group(*(part.__rich__() for part in parts if part is not None))
 
     def save(self, path: str | Path) -> None:
-        """Write both as json."""
+        """Write all as json."""
         write_json(
-            path, {"accuracy_by_step": self.accuracy.accuracy, **asdict(self), "versions": provenance.versions()}
+            path,
+            {
+                "accuracy_by_step": self.accuracy.accuracy,
+                **asdict(self),
+                "early_exit": self.early_exit and self.early_exit.to_json(),
+                "versions": provenance.versions(),
+            },
         )
 
 
@@ -330,8 +362,16 @@ def evaluate(
     steps: int | None = None,
     device: torch.device | str = "cpu",
     precision: Precision | None = None,
+    early_exit: bool = False,
+    max_loss: float = MAX_LOSS,
 ) -> Evaluation:
-    """Accuracy after 1 .. steps time steps and firing rates of a network on disk.
+    """Accuracy after 1 .. steps time steps and firing rates of a network on disk; with early exit on request.
+
+    The threshold of early exit is chosen on the images that the recipe held out. If it held none out, it is chosen on
+    training images. The network is surer of those and more often right than on new ones, so that more or less accuracy
+    may be lost on test images than `max_loss`; the table says so. A recipe with `hold_out` gives an unbiased choice.
+    Early exit runs the network uncompiled, since each size of batch that is left would be compiled anew. At bfloat16
+    its accuracies may therefore differ a little from those of the first table.
 
     Args:
         path: Folder of a run, or a file of it.
@@ -339,7 +379,16 @@ def evaluate(
         steps: T; None for that of training.
         device: Where to run.
         precision: `bfloat16` or `float32`; None for that of training.
+        early_exit: Whether to measure `ranvier.evaluation.early_exit`, too.
+        max_loss: Accuracy that early exit may lose on the images that it is chosen on, as a share.
+
+    Raises:
+        ValueError: Steps or data do not fit the network, or `max_loss` was set without `early_exit`.
     """
+    if max_loss != MAX_LOSS and not early_exit:
+        raise ValueError(
+            f"max_loss is {max_loss}, but belongs to early exit, which was not asked for. Pass --early-exit as well."
+        )
     provenance.check_device(device)
     trained = load_trained(path)
     model = lay_out(trained.model.to(device))
@@ -349,12 +398,21 @@ def evaluate(
     network = compile_whole(model) if whole else model
     batches = trained.batches(source, device)
     steps = trained.steps if steps is None else steps
-    activity = None
+    activity, exits = None, None
     with autocast(torch.device(device), precision or trained.precision):
-        accuracy = accuracy_by_step(network, ((channels_last(images), labels) for images, labels in batches), steps)
+        accuracy = accuracy_by_step(network, _laid_out(batches), steps)
         if converted or isinstance(trained.recipe, Recipe):
             activity = firing_rates(model, _sample(batches.images, trained.form, device), steps)
-    return Evaluation(accuracy, activity)
+        if early_exit:
+            choosing, chosen_on = trained.choosing(source, device)
+            exits = evaluation.early_exit(
+                model, _laid_out(choosing), _laid_out(batches), steps=steps, max_loss=max_loss, chosen_on=chosen_on
+            )
+    return Evaluation(accuracy, activity, exits)
+
+
+def _laid_out(batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
+    return ((channels_last(images), labels) for images, labels in batches)
 
 
 def _sample(images: ImageSet | StreamedImages, form: InputFormat, device: torch.device | str) -> Batches:
