@@ -16,8 +16,8 @@ LAYERS = (
     ("weights", "report"),
     ("conversion",),
     ("evaluation",),
-    ("training",),
-    ("recipes", "export"),
+    ("training", "export"),
+    ("recipes",),
     ("cli",),
     ("__main__",),
 )

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from ranvier import kernels, provenance, recipes
 from ranvier.conversion import Settings
+from ranvier.evaluation import Costs
 from ranvier.evaluation.early_exit import MAX_LOSS
 from ranvier.recipes import AnnRecipe, Recipe
 from ranvier.training import Precision
@@ -174,7 +175,7 @@ def evaluate(
     max_loss: float = MAX_LOSS,
     out: Path | None = None,
 ) -> None:
-    """Evaluate a trained or converted network: accuracy at every time step, firing rate of every layer.
+    """Evaluate a trained or converted network: accuracy at every time step, firing rate of every layer, energy.
 
     With --early-exit also what it gives to stop each image at the first step at which the network is sure enough. How
     sure is chosen on images that the recipe held out, or else on training images. The network is surer of those and
@@ -207,6 +208,97 @@ def evaluate(
     if out is not None:
         report.save(out)
     Console().print(report)
+
+
+def export(
+    checkpoint: Annotated[Path, tyro.conf.Positional],
+    *,
+    format: Literal["nir", "onnx", "torch"] = "nir",
+    data: str | None = None,
+    steps: int | None = None,
+    dt: float = 1e-3,
+    strict: bool = False,
+    streaming: bool = False,
+    images: int = 100,
+    out: Path | None = None,
+) -> None:
+    """Write a trained or converted network to a file for other tools, read it back, and print what is the same.
+
+    Burst neurons are decoupled for NIR first. What NIR cannot say is named, and written as metadata that ranvier reads.
+    The receipt is also left beside the file, as FILE.receipt.json.
+
+    Examples:
+      ranvier export runs/digits-mlp-etc-lifb-T4-seed0 --format nir --dt 1e-3
+      ranvier export runs/digits-mlp-etc-lifb-T4-seed0 --format onnx --steps 2
+      ranvier export model.safetensors --format onnx --streaming --out one_step.onnx
+
+    Args:
+        checkpoint: Folder of a run, or its model.safetensors or checkpoint.safetensors.
+        format: nir for neuromorphic tools, onnx for ONNX runtimes, torch for torch.export.
+        data: Data set to compare on instead of the one on the card.
+        steps: Time steps of the comparison, and of onnx and torch files; by default those of training.
+        dt: Seconds of a time step (nir).
+        strict: Refuse what NIR cannot say instead of writing it as metadata (nir).
+        streaming: Write a single step with explicit state (onnx, torch).
+        images: Test images to compare on.
+        out: The file; by default model.nir, model.onnx or model.pt2 beside the network.
+    """
+    receipt = recipes.export(
+        checkpoint,
+        out,
+        format=format,
+        source=data,
+        steps=steps,
+        dt=dt,
+        strict=strict,
+        streaming=streaming,
+        images=images,
+    )
+    Console().print(receipt)
+
+
+def energy(
+    checkpoint: Annotated[Path, tyro.conf.Positional],
+    *,
+    data: str | None = None,
+    steps: int | None = None,
+    costs: str = "45nm",
+    multiply_accumulate: float | None = None,
+    accumulate: float | None = None,
+    images: int = 500,
+    device: str = "cpu",
+    out: Path | None = None,
+) -> None:
+    """Count what a network computes for an image, layer by layer, and what energy that needs beside its ANN.
+
+    Counted is the network as hardware runs it: normalisation folded, bursts decoupled, an accumulate for every output
+    that a spike reaches. The assumptions are printed below the table.
+
+    Examples:
+      ranvier energy runs/digits-mlp-etc-lifb-T4-seed0
+      ranvier energy model.safetensors --data PATH --costs 45nm-int8 --out energy.json
+      ranvier energy model.safetensors --multiply-accumulate 1e-12 --accumulate 2e-13
+
+    Args:
+        checkpoint: Folder of a run, or its model.safetensors or checkpoint.safetensors.
+        data: Data set to use instead of the one on the card.
+        steps: Time steps; by default those of training.
+        costs: Table of costs, 45nm, 45nm-neurons or 45nm-int8.
+        multiply_accumulate: Energy of your own instead [J], with --accumulate.
+        accumulate: Energy of an accumulate [J].
+        images: Test images to count on.
+        device: cpu or cuda.
+        out: Also write the numbers to this json file.
+    """
+    chosen: str | Costs = costs
+    if multiply_accumulate is not None or accumulate is not None:
+        if multiply_accumulate is None or accumulate is None:
+            raise ValueError("Pass both --multiply-accumulate and --accumulate, in joules, or neither.")
+        chosen = Costs("yours", multiply_accumulate, accumulate)
+    result = recipes.energy(checkpoint, source=data, steps=steps, costs=chosen, images=images, device=device)
+    if out is not None:
+        result.save(out)
+    Console().print(result)
 
 
 def demo(*, out: Path = Path("runs/demo"), seed: int = 0) -> None:
@@ -246,6 +338,8 @@ COMMANDS: dict[str, Any] = {
     "train-ann": train_ann,
     "convert": convert,
     "evaluate": evaluate,
+    "energy": energy,
+    "export": export,
     "info": info,
 }
 

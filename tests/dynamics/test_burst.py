@@ -1,4 +1,4 @@
-"""The burst neuron: two comparators, one potential, reset by the lower one."""
+"""The burst neuron: two comparators, one potential, reset by the lower one; and the pair of neurons that it is."""
 
 from typing import Literal
 
@@ -8,7 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ranvier.dynamics import LIFBParams, LIFParams, NeuronState, Triangle, lif_scan, lifb_scan
+from ranvier.dynamics import (
+    LIFBParams,
+    LIFPairParams,
+    LIFParams,
+    NeuronState,
+    Triangle,
+    lif_pair_scan,
+    lif_scan,
+    lifb_scan,
+)
 
 Mode = Literal["hard", "soft"]
 
@@ -209,3 +218,144 @@ def test_gradients_equal_plain_backpropagation(reset: Mode, detach: bool) -> Non
 def test_wrong_channel_count_raises(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"current has shape .*3 burst strengths need \[T, B, 3, \.\.\.\]"):
         lifb_scan(torch.zeros(shape), None, LIFBParams(), torch.ones(3))
+
+
+# Pairs of LIF neurons
+
+
+# tau = 2, thresholds 0.5 and 1; sums of powers of two, so exact. Spikes of the first and the second neuron.
+@pytest.mark.parametrize(
+    ("reset", "current", "fired", "burst", "v"),
+    [
+        ("hard", [0.5, 0.5], [0, 0], [0, 0], 0.375),  # silent
+        ("hard", [1.0, 1.5], [1, 1], [0, 0], 0.0),  # 0.5 ties; 0.75 resets the second neuron, too
+        ("hard", [2.0, 0.5], [1, 0], [1, 0], 0.25),  # 1.0 ties in the second
+        ("hard", [1.9375, 4.0], [1, 1], [0, 1], 0.0),  # just below; 2.0
+        ("hard", [0.5, 1.75], [0, 1], [0, 1], 0.0),
+        ("soft", [2.0, 0.5], [1, 1], [1, 0], 0.0),  # both subtract the first one's threshold: 0.5, then 0.5 ties
+        ("soft", [4.0, 2.0], [1, 1], [1, 1], 1.25),  # 2.0 leaves 1.5, then 1.75
+    ],
+)
+def test_pair_by_hand(reset: Mode, current: list[float], fired: list[int], burst: list[int], v: float) -> None:
+    spikes, state = lif_pair_scan(torch.tensor(current).view(2, 1, 1), None, LIFPairParams(reset=reset))
+    assert spikes.shape == (2, 1, 2)
+    assert spikes[:, 0, 0].tolist() == fired
+    assert spikes[:, 0, 1].tolist() == burst
+    assert state.v.tolist() == [[v, v]]
+
+
+@given(
+    seed=st.integers(0, 2**31),
+    steps=st.integers(1, 16),
+    reset=st.sampled_from(["hard", "soft"]),
+    detach=st.booleans(),
+    tau=st.sampled_from([1.0, 2.0, 3.7]),
+    threshold=st.sampled_from([0.5, 0.3, 1.1]),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+    rest=st.booleans(),
+)
+@settings(deadline=None, max_examples=60, derandomize=True)
+def test_pair_is_the_burst_neuron_bit_for_bit(
+    seed: int, steps: int, reset: Mode, detach: bool, tau: float, threshold: float, dtype: torch.dtype, rest: bool
+) -> None:
+    """Spikes, potentials, and what strengths make of the spikes; from rest or from a carried state."""
+    chosen = {"reset": reset, "detach_reset": detach, "tau": tau, "v_threshold": threshold}
+    current = 2 * randn(steps, 2, 3, 4, seed=seed, dtype=torch.float32).to(dtype) + 0.5
+    strength = 2 * randn(3, seed=seed + 1, dtype=torch.float32)
+    potential = torch.float64 if dtype == torch.float64 else torch.float32  # what scans keep
+    v = None if rest else 0.3 * randn(2, 3, 4, seed=seed + 2, dtype=potential)
+    expected, end = lifb_scan(current, None if v is None else NeuronState(v), LIFBParams(**chosen), strength)
+    both = None if v is None else NeuronState(torch.cat((v, v), 1))
+    spikes, pair_end = lif_pair_scan(current, both, LIFPairParams(**chosen))
+    assert spikes.dtype == dtype
+    fired, burst = spikes.to(potential).chunk(2, 2)
+    assert torch.equal((fired + (strength.view(3, 1) - 1) * burst).to(dtype), expected)
+    assert ((burst == 0) | (fired == 1)).all()
+    assert torch.equal(pair_end.v, torch.cat((end.v, end.v), 1))
+
+
+def test_pair_bursts() -> None:
+    """The property above is about something: of random currents as there, many make a burst."""
+    spikes, _ = lif_pair_scan(2 * randn(16, 2, 3, 4, seed=0) + 0.5, None, LIFPairParams())
+    fired, burst = spikes.chunk(2, 2)
+    assert 0.3 < fired.mean() < 0.6
+    assert 0.1 < burst.mean() < 0.4
+
+
+@pytest.mark.parametrize("coupled", [True, False])
+@pytest.mark.parametrize("reset", ["hard", "soft"])
+def test_pair_streams(reset: Mode, coupled: bool) -> None:
+    params = LIFPairParams(reset=reset, coupled=coupled)
+    current = 2 * randn(6, 3, 4, seed=1, dtype=torch.float32)
+    whole, end = lif_pair_scan(current, None, params)
+    state = None
+    for t in range(6):
+        before = None if state is None else state.v.clone()
+        spikes, after = lif_pair_scan(current[t : t + 1], state, params)
+        assert torch.equal(spikes[0], whole[t])
+        assert state is None or torch.equal(state.v, before), "the state is not modified"
+        state = after
+    assert state is not None
+    assert torch.equal(state.v, end.v)
+
+
+@pytest.mark.parametrize("reset", ["hard", "soft"])
+@pytest.mark.parametrize("detach", [True, False])
+def test_pair_has_the_gradients_of_the_burst_neuron(reset: Mode, detach: bool) -> None:
+    """Two chains with a potential each share what flows through one: their sum is the same."""
+    current = (2 * randn(7, 2, 3, 4, seed=2) + 1).requires_grad_()
+    strength = 2 * randn(3, seed=3)
+    weight = randn(7, 2, 3, 4, seed=4)
+    chosen = {"reset": reset, "detach_reset": detach, "tau": 2.5}
+    expected = torch.autograd.grad(
+        (weight * lifb_scan(current, None, LIFBParams(**chosen), strength)[0]).sum(), current
+    )
+    fired, burst = lif_pair_scan(current, None, LIFPairParams(**chosen))[0].chunk(2, 2)
+    sent = fired + (strength.view(3, 1) - 1) * burst
+    gradient = torch.autograd.grad((weight * sent).sum(), current)
+    assert (gradient[0] != 0).double().mean() > 0.3
+    torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-12)  # sums in another order
+
+
+@given(seed=st.integers(0, 2**31), reset=st.sampled_from(["hard", "soft"]), tau=st.sampled_from([1.0, 2.0, 3.7]))
+@settings(deadline=None, max_examples=20, derandomize=True)
+def test_free_running_pair_is_two_lif_neurons(seed: int, reset: Mode, tau: float) -> None:
+    current = 2 * randn(8, 2, 3, 4, seed=seed)
+    spikes, state = lif_pair_scan(current, None, LIFPairParams(tau=tau, reset=reset, coupled=False))
+    lower, low_end = lif_scan(current, None, LIFParams(tau=tau, reset=reset))
+    upper, high_end = lif_scan(current, None, LIFParams(tau=tau, reset=reset, v_threshold=1.0))
+    assert torch.equal(spikes, torch.cat((lower, upper), 2))
+    assert torch.equal(state.v, torch.cat((low_end.v, high_end.v), 1))
+
+
+def test_free_running_pair_by_hand() -> None:
+    """A constant current of 1.2: the burst neuron spikes at 0.6 each time, the free neuron goes 0.6, 0.9, 1.05."""
+    current = torch.full((4, 1, 1), 1.2)
+    spikes, state = lif_pair_scan(current, None, LIFPairParams(coupled=False))
+    assert spikes[:, 0].tolist() == [[1, 0], [1, 0], [1, 1], [1, 0]]
+    assert state.v[0].tolist() == pytest.approx([0.0, 0.6])
+    spikes, state = lif_pair_scan(current, None, LIFPairParams())
+    assert spikes[:, 0].tolist() == [[1, 0], [1, 0], [1, 0], [1, 0]]
+    assert state.v[0].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("reset", ["hard", "soft"])
+def test_free_running_pair_is_wrong_from_the_second_step(reset: Mode) -> None:
+    current = 2 * randn(8, 100, 100, seed=5)
+    expected, _ = lif_pair_scan(current, None, LIFPairParams(reset=reset))
+    spikes, _ = lif_pair_scan(current, None, LIFPairParams(reset=reset, coupled=False))
+    wrong = (spikes != expected).double().mean((1, 2))
+    assert torch.equal(spikes[..., :100], expected[..., :100]), "the first neuron knows nothing of the second"
+    assert wrong[0] == 0
+    assert (wrong[1:] > 0.005).all()
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 3), (0, 2, 3)])
+def test_pair_of_what_has_no_channels_or_steps(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="current has shape"):
+        lif_pair_scan(torch.zeros(shape), None, LIFPairParams())
+
+
+def test_pair_from_a_state_of_another_size() -> None:
+    with pytest.raises(ValueError, match=r"state\.v has shape \[2, 3\]"):
+        lif_pair_scan(torch.zeros(1, 2, 3), NeuronState(torch.zeros(2, 3)), LIFPairParams())

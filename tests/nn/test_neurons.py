@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ranvier import dynamics, kernels
-from ranvier.dynamics import ATan, IFParams, LIFBParams, LIFParams, NeuronState, PLIFParams, Triangle
-from ranvier.nn import IF, LIF, LIFB, PLIF, Neuron
+from ranvier.dynamics import ATan, IFParams, LIFBParams, LIFPairParams, LIFParams, NeuronState, PLIFParams, Triangle
+from ranvier.nn import IF, LIF, LIFB, PLIF, LIFPair, Neuron
+from ranvier.provenance import cpp_compiler
 
 CHANNELS = 3
-NEURONS = (IF, LIF, PLIF, LIFB)
+NEURONS = (IF, LIF, PLIF, LIFB, LIFPair)
 every_neuron = pytest.mark.parametrize("neuron", NEURONS)
 
 
@@ -50,7 +51,9 @@ def test_training_steps_do_not_share_a_graph(neuron: type[nn.Module]) -> None:
     assert (gradients[0] != 0).any()
 
 
-@pytest.mark.parametrize(("neuron", "names"), [(IF, set()), (LIF, set()), (PLIF, {"decay"}), (LIFB, {"strength"})])
+@pytest.mark.parametrize(
+    ("neuron", "names"), [(IF, set()), (LIF, set()), (PLIF, {"decay"}), (LIFB, {"strength"}), (LIFPair, set())]
+)
 def test_state_dict_holds_parameters_only(neuron: type[nn.Module], names: set[str]) -> None:
     module = neuron(CHANNELS)
     module(random_current())
@@ -97,7 +100,9 @@ def test_state_of_another_batch_size_raises(neuron: type[nn.Module]) -> None:
     """Neither zeroed in silence nor filled up with other rows."""
     module = neuron(CHANNELS)
     _, state = module(random_current(batch=4), return_state=True)
-    with pytest.raises(ValueError, match=r"state\.v has shape \[4, 3, 5\] but current is \[4, 2, 3, 5\].*state=None"):
+    channels = 6 if neuron is LIFPair else 3  # of both neurons of each pair
+    message = rf"state\.v has shape \[4, {channels}, 5\] but current is \[4, 2, {channels}, 5\].*state=None"
+    with pytest.raises(ValueError, match=message):
         module(random_current(batch=2), state)
 
 
@@ -140,6 +145,11 @@ def test_modules_run_their_scan_with_their_parameters() -> None:
             LIFB(CHANNELS, burst_init=1.5, tau=3.0, **given),
             dynamics.lifb_scan(current, None, LIFBParams(tau=3.0, **given), torch.full((CHANNELS,), 1.5)),
         ),
+        (LIFPair(tau=3.0, **given), dynamics.lif_pair_scan(current, None, LIFPairParams(tau=3.0, **given))),
+        (
+            LIFPair(coupled=False, **given),
+            dynamics.lif_pair_scan(current, None, LIFPairParams(coupled=False, **given)),
+        ),
     ]
     for module, (spikes, state) in cases:
         got, got_state = module(current, return_state=True)
@@ -156,6 +166,10 @@ def test_modules_run_their_scan_with_their_parameters() -> None:
         (LIF(tau=3.0), "v_threshold=0.5, reset=hard, detach_reset=True, surrogate=Triangle(width=0.5), tau=3.0"),
         (PLIF(reset="soft"), "tau=2, v_threshold=0.5, reset=soft, detach_reset=True, surrogate=Triangle(width=0.5)"),
         (LIFB(2), "2, v_threshold=0.5, reset=hard, detach_reset=True, surrogate=Triangle(width=0.5), tau=2.0"),
+        (
+            LIFPair(coupled=False),
+            "v_threshold=0.5, reset=hard, detach_reset=True, surrogate=Triangle(width=0.5), tau=2.0, coupled=False",
+        ),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -217,7 +231,30 @@ def test_lifb_with_wrong_channel_count_raises() -> None:
         LIFB(8)(random_current())
 
 
-@pytest.mark.parametrize("neuron", [IF, LIF, PLIF])
+@pytest.mark.parametrize("coupled", [True, False])
+def test_a_pair_sends_the_spikes_of_both_neurons(coupled: bool) -> None:
+    current = 2 * random_current(steps=8)
+    fired, burst = LIFPair(coupled=coupled)(current).chunk(2, 2)
+    assert torch.equal(fired, LIF()(current))
+    assert 0 < burst.mean() < fired.mean()
+    if coupled:
+        assert torch.equal(fired + 0.5 * burst, LIFB(CHANNELS, burst_init=1.5)(current))
+    else:
+        assert torch.equal(burst, LIF(v_threshold=1.0)(current))
+
+
+@pytest.mark.skipif(cpp_compiler() is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_pair_is_the_reference() -> None:
+    """Exact in binary, so that fusing moves no spike."""
+    current = (64 * random_current(steps=2)).round() / 32
+    spikes, state = LIFPair(implementation="compiled")(current, return_state=True)
+    expected, end = LIFPair(implementation="reference")(current, return_state=True)
+    assert torch.equal(spikes, expected)
+    assert torch.equal(state.v, end.v)
+    torch.compiler.reset()  # leave no graphs behind for other tests
+
+
+@pytest.mark.parametrize("neuron", [IF, LIF, PLIF, LIFPair])
 def test_other_neurons_take_any_channel_count(neuron: type[nn.Module]) -> None:
     assert torch.equal(neuron(64)(random_current()), neuron()(random_current()))
 

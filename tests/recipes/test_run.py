@@ -1,4 +1,3 @@
-import io
 import json
 from pathlib import Path
 
@@ -6,10 +5,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from rich.console import Console
 
 from ranvier.nn import QCFS
-from ranvier.recipes import AnnRecipe, Result, convert, digits, digits_ann, evaluate, load_data, load_trained, run
+from ranvier.recipes import AnnRecipe, Result, digits, digits_ann, evaluate, load_data, load_trained, run
 from ranvier.training import CHECKPOINT
 
 QUICK = {"model": "mlp", "epochs": 2, "hidden": (16,), "device": "cpu"}
@@ -40,63 +38,6 @@ def test_result_is_the_last_epoch(folder: Path) -> None:
     assert result.epochs == last["epoch"] == 2
 
 
-@pytest.mark.parametrize("name", ["", "model.safetensors", CHECKPOINT])
-def test_evaluate_gives_the_same_accuracy_again(folder: Path, name: str) -> None:
-    again = evaluate(folder / name, source="digits")
-    assert again.accuracy.accuracy == Result.load(folder / "results.json").accuracy_by_step
-
-
-def test_evaluate_at_other_steps_keeps_the_prefix(folder: Path) -> None:
-    longer = evaluate(folder, steps=6).accuracy
-    assert longer.accuracy[:4] == Result.load(folder / "results.json").accuracy_by_step
-    assert len(longer.accuracy) == 6
-
-
-def test_evaluation_saves_json(folder: Path, tmp_path: Path) -> None:
-    evaluate(folder).save(tmp_path / "e.json")
-    saved = json.loads((tmp_path / "e.json").read_text())
-    assert len(saved["accuracy_by_step"]) == 4
-    assert saved["early_exit"] is None
-
-
-def test_early_exit_is_chosen_on_training_images_where_none_were_held_out(folder: Path, tmp_path: Path) -> None:
-    evaluation = evaluate(folder, early_exit=True, max_loss=0.02)
-    exits = evaluation.early_exit
-    assert exits is not None
-    assert exits.max_loss == 0.02
-    assert exits.chosen_on.startswith("239 images that the network was trained on")  # a fifth of 1197
-    assert exits.choosing.total == 239
-    assert exits.testing.all_steps == evaluation.accuracy
-    assert exits.differing <= 1  # rounding
-    lost = exits.choosing.all_steps.hits[-1] - sum(exits.choosing.hits)
-    assert lost <= 0.02 * 239
-    assert exits.choosing.mean_steps < 4
-    evaluation.save(tmp_path / "e.json")
-    saved = json.loads((tmp_path / "e.json").read_text())
-    assert saved["early_exit"]["testing"]["stopped"] == list(exits.testing.stopped)
-    assert saved["early_exit"]["chosen_on"] == exits.chosen_on
-    assert len(saved["accuracy_by_step"]) == 4
-
-
-def test_early_exit_is_chosen_on_held_out_images_where_there_are_some(tmp_path: Path) -> None:
-    run(digits(**QUICK, hold_out=100), tmp_path / "h", quiet=True)
-    exits = evaluate(tmp_path / "h", early_exit=True).early_exit
-    assert exits is not None
-    assert exits.chosen_on == "100 training images that were held out"
-    assert (exits.choosing.total, exits.testing.total) == (100, 600)
-    # Those very images: the training scored them after its last epoch.
-    assert exits.choosing.all_steps.accuracy == Result.load(tmp_path / "h" / "results.json").accuracy_by_step
-
-
-def test_a_conversion_may_have_seen_what_its_ann_has_not(tmp_path: Path) -> None:
-    run(digits_ann(**QUICK, hold_out=100), tmp_path / "ann", quiet=True)
-    convert(str(tmp_path / "ann"), tmp_path / "snn", steps=2, bias="none", images=50, quiet=True)
-    exits = evaluate(tmp_path / "snn", early_exit=True).early_exit
-    assert exits is not None
-    assert exits.chosen_on.startswith("100 training images that were held out from the ANN's training (the conversion")
-    assert exits.differing <= 1  # rounding
-
-
 def test_images_to_choose_on_are_never_test_images(folder: Path) -> None:
     trained = load_trained(folder)
     chosen = {image.numpy().tobytes() for images, _ in trained.choosing()[0] for image in images}
@@ -108,25 +49,10 @@ def test_images_to_choose_on_are_never_test_images(folder: Path) -> None:
     assert not chosen & tested
 
 
-def test_a_loss_without_early_exit_is_refused(folder: Path) -> None:
-    with pytest.raises(ValueError, match="max_loss is 0.1, but belongs to early exit.*--early-exit"):
-        evaluate(folder, max_loss=0.1)
-
-
 def test_hold_out_leaves_the_test_set_alone(tmp_path: Path) -> None:
     result = run(digits(**QUICK, hold_out=100), tmp_path / "h", quiet=True)
     assert result.evaluated_on == "100 held-out training images"
     assert all(round(100 * accuracy) == pytest.approx(100 * accuracy) for accuracy in result.accuracy_by_step)
-
-
-def test_a_network_trained_with_hold_out_is_evaluated_on_the_test_set(tmp_path: Path) -> None:
-    run(digits(**QUICK, hold_out=100), tmp_path / "h", quiet=True)
-    assert evaluate(tmp_path / "h").accuracy.total == 600
-
-
-def test_zero_steps_are_refused(folder: Path) -> None:
-    with pytest.raises(ValueError, match="at least one time step"):
-        evaluate(folder, steps=0)
 
 
 def test_a_finished_run_keeps_its_results(folder: Path) -> None:
@@ -144,19 +70,6 @@ def test_results_without_their_checkpoint_are_not_overwritten(tmp_path: Path) ->
     for resume in (False, True):
         with pytest.raises(FileExistsError, match="another --out"):
             run(digits(**QUICK), tmp_path, resume=resume, quiet=True)
-
-
-def test_evaluation_runs_at_the_precision_of_training(tmp_path: Path) -> None:
-    result = run(digits(**QUICK | {"precision": "bfloat16"}), tmp_path, quiet=True)
-    assert evaluate(tmp_path).accuracy.accuracy == result.accuracy_by_step
-    assert evaluate(tmp_path, precision="float32").accuracy.total == 600
-
-
-def test_gpu_that_is_not_there(folder: Path) -> None:
-    if torch.cuda.is_available():
-        pytest.skip("is about machines without a GPU")
-    with pytest.raises(RuntimeError, match="finds no GPU"):
-        evaluate(folder, device="cuda")
 
 
 def test_out_that_is_a_file(tmp_path: Path) -> None:
@@ -235,23 +148,6 @@ def test_a_trained_ann_comes_back_as_it_was(ann_folder: Path) -> None:
         ceilings = [module.ceiling.item() for module in trained.model.modules() if isinstance(module, QCFS)]
         assert len(ceilings) == 1
         assert ceilings[0] != 4.0  # it was learned, and it was kept
-
-
-def test_an_ann_is_evaluated_without_counting_spikes(ann_folder: Path, tmp_path: Path) -> None:
-    evaluation = evaluate(ann_folder, steps=3, early_exit=True)
-    assert evaluation.early_exit is not None
-    assert evaluation.early_exit.choosing.stopped == (239, 0, 0)  # its later steps repeat the first
-    assert evaluation.early_exit.testing.accuracy == evaluation.accuracy.final
-    (expected,) = Result.load(ann_folder / "results.json").accuracy_by_step
-    assert evaluation.accuracy.accuracy == (expected,) * 3
-    assert evaluation.activity is None
-    evaluation.save(tmp_path / "e.json")
-    assert json.loads((tmp_path / "e.json").read_text())["activity"] is None
-    console = Console(record=True, file=io.StringIO())
-    console.print(evaluation, Result.load(ann_folder / "results.json"))
-    printed = console.export_text()
-    assert "digits, mlp, qcfs4, seed 0" in printed
-    assert "Spikes" not in printed
 
 
 def test_an_ann_resumes_its_own_recipe_only(ann_folder: Path, tmp_path: Path) -> None:

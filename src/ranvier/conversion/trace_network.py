@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
+from ranvier.checks import shape_of
 from ranvier.conversion.one_step import one_step
 from ranvier.conversion.recording import ConversionError
 from ranvier.conversion.spiking import GraphSNN, spiking
@@ -47,6 +48,7 @@ def trace_network(network: nn.Module, images: Tensor | None = None) -> TracedNet
     Raises:
         ConversionError: The network has no neuron, or a part that is no layer, neuron or sum, such as self-attention.
         TypeError: `network` is not a `Network`.
+        ValueError: `images` are not such as the network takes, or are needed and missing.
     """
     network = getattr(network, "_orig_mod", network)  # what torch.compile wraps
     if isinstance(network, GraphSNN):
@@ -61,13 +63,16 @@ def trace_network(network: nn.Module, images: Tensor | None = None) -> TracedNet
             "body and readout, as ranvier.models.mlp does."
         )
     neurons: dict[str, Neuron] = {}
-    step = without_time(copy.deepcopy(network), neurons)  # a copy, for the mode that modules are in
+    network = copy.deepcopy(network).eval()
+    step = without_time(network, neurons)
     if not neurons:
         raise ConversionError(
             f"{type(network).__name__} has no neuron of ranvier.nn: it is an ANN. Convert it first: "
             "ranvier.conversion.convert."
         )
+    made_up = images is None
     images = example_images(network) if images is None else images
+    _check_fit(network, images, made_up)
     if images.ndim == 2 and 4 in network.frame_dims:
         images = images[:, :, None, None]  # so that the graph flattens images, too
     graph = trace(step, images, move_max_pool=False)
@@ -81,6 +86,19 @@ def trace_network(network: nn.Module, images: Tensor | None = None) -> TracedNet
                 )
             found[str(node.target)] = copy.deepcopy(neurons[path]).eval().requires_grad_(False)
     return TracedNetwork(graph, found, network.frame_dims)
+
+
+@torch.no_grad()
+def _check_fit(network: Network, images: Tensor, made_up: bool) -> None:
+    """Raise if the network does not take these images."""
+    try:
+        network(images, 1)
+    except (ValueError, RuntimeError) as error:
+        which = "images that were made up for it" if made_up else "the images"
+        raise ValueError(
+            f"the network cannot take {which}, of shape {shape_of(images)}: {error}. Pass a batch of its images, "
+            "[B, ...]."
+        ) from error
 
 
 def example_images(network: Network, count: int = 2) -> Tensor:

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 from rich.console import Group
 from rich.table import Table
@@ -103,6 +104,10 @@ class Energy:
 
     def __rich__(self) -> Group:
         """Tables for the terminal, and what they rest on."""
+        return Group(self.operations, self.table(), *self.assumptions)
+
+    def table(self) -> Table:
+        """Energy after each step, for the terminal."""
         table = Table(title=f"Energy for an image (n = {self.operations.samples})", min_width=72)
         for name in ("T", "spikes", "accumulates", "multiply-acc.", "energy", "of the ANN's"):
             table.add_column(name, justify="right")
@@ -113,20 +118,21 @@ class Energy:
             )
         table.add_section()
         table.add_row("ANN", "", "", f"{self.operations.ann:,.0f}", _joules(self.ann), "100.0 %")
-        return Group(self.operations, table, *self.assumptions)
+        return table
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, in json's types."""
+        return {
+            **asdict(self),
+            "energy_by_step": self.by_step,
+            "energy": self.total,
+            "energy_ann": self.ann,
+            "assumptions": self.assumptions,
+        }
 
     def save(self, path: str | Path) -> None:
         """Write everything as json."""
-        write_json(
-            path,
-            {
-                **asdict(self),
-                "energy_by_step": self.by_step,
-                "energy": self.total,
-                "energy_ann": self.ann,
-                "assumptions": self.assumptions,
-            },
-        )
+        write_json(path, self.to_json())
 
 
 def energy(

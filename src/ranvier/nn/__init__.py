@@ -1,7 +1,9 @@
 """Modules: neurons as drop-in activations, time folding, normalisation, readout."""
 
+from ranvier.nn.affine import AffineIF
 from ranvier.nn.converted import ConvertedIF
-from ranvier.nn.neurons import IF, LIF, LIFB, PLIF, Neuron
+from ranvier.nn.foreign import from_snntorch, from_spikingjelly
+from ranvier.nn.neurons import IF, LIF, LIFB, PLIF, LIFPair, Neuron
 from ranvier.nn.normalization import BatchNorm
 from ranvier.nn.quantized import QCFS
 from ranvier.nn.readout import Readout
@@ -13,14 +15,18 @@ __all__ = [
     "LIFB",
     "PLIF",
     "QCFS",
+    "AffineIF",
     "BatchNorm",
     "Carry",
     "ConvertedIF",
+    "LIFPair",
     "Neuron",
     "Readout",
     "TimeFolded",
     "fire",
     "fold_time",
+    "from_snntorch",
+    "from_spikingjelly",
     "repeat",
     "unfold_time",
 ]

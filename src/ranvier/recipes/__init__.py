@@ -4,10 +4,13 @@ from ranvier.recipes.cifar10 import cifar10, cifar10_ann, cifar10_ann_full
 from ranvier.recipes.convert import ConversionResult, convert
 from ranvier.recipes.demo import Demo, demo
 from ranvier.recipes.digits import digits, digits_ann
+from ranvier.recipes.evaluate import Evaluation, energy, evaluate
+from ranvier.recipes.export import export
 from ranvier.recipes.fashion_mnist import fashion_mnist, fashion_mnist_ann, fashion_mnist_full
+from ranvier.recipes.hub import from_pretrained, push_to_hub
 from ranvier.recipes.network import AnnSettings, NetworkSettings
 from ranvier.recipes.recipe import AnnRecipe, Recipe, TrainingRecipe
-from ranvier.recipes.run import Evaluation, InputFormat, Result, Trained, evaluate, load_data, load_trained, run
+from ranvier.recipes.run import InputFormat, Result, Trained, load_data, load_trained, run
 
 __all__ = [
     "AnnRecipe",
@@ -28,11 +31,15 @@ __all__ = [
     "demo",
     "digits",
     "digits_ann",
+    "energy",
     "evaluate",
+    "export",
     "fashion_mnist",
     "fashion_mnist_ann",
     "fashion_mnist_full",
+    "from_pretrained",
     "load_data",
     "load_trained",
+    "push_to_hub",
     "run",
 ]

@@ -13,7 +13,8 @@ from ranvier.atomic import write_json
 from ranvier.evaluation import record_spikes
 from ranvier.recipes.convert import convert
 from ranvier.recipes.digits import digits, digits_ann
-from ranvier.recipes.run import RESULTS, Result, evaluate, load_trained, run
+from ranvier.recipes.evaluate import evaluate
+from ranvier.recipes.run import RESULTS, Result, load_trained, run
 from ranvier.report import Section, accuracy_curves, spike_raster, write_page
 
 METHODS = {"direct": "cross-entropy", "etc": "consistency"}

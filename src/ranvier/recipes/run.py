@@ -1,26 +1,22 @@
 """From a recipe to a trained network on disk, and back."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from rich.console import Group
 from rich.table import Table
-from torch import Tensor
 
-from ranvier import conversion, data, evaluation, provenance
+from ranvier import conversion, data, provenance
 from ranvier.atomic import tuples, write_json
 from ranvier.conversion import ConvertedSNN
 from ranvier.data import Augmentation, Batches, ImageSet, ImageSplits, Normalization, StreamedImages
-from ranvier.evaluation import AccuracyByStep, Activity, EarlyExit, accuracy_by_step, firing_rates
-from ranvier.evaluation.early_exit import MAX_LOSS
-from ranvier.kernels import compile_whole
+from ranvier.evaluation import Activity, firing_rates
 from ranvier.models import Network
 from ranvier.recipes.recipe import AnnRecipe, Recipe, TrainingRecipe, read_recipe
-from ranvier.training import CHECKPOINT, Precision, Progress, autocast, channels_last, fit, lay_out, start_processes
+from ranvier.training import CHECKPOINT, Precision, Progress, autocast, fit, start_processes
 from ranvier.weights import load_parameters, load_tensors, save
 
 MODEL = "model.safetensors"
@@ -207,7 +203,7 @@ def run(recipe: Recipe | AnnRecipe, out: str | Path, *, resume: bool = False, qu
     activity = None
     if isinstance(recipe, Recipe):
         with autocast(accelerator.device, recipe.execution.precision):
-            activity = firing_rates(model, _sample(splits.test, form, accelerator.device), recipe.steps)
+            activity = firing_rates(model, sample(splits.test, form, accelerator.device), recipe.steps)
     result = _result(recipe, progress, activity, len(train) * recipe.batch_size, accelerator)
     if accelerator.is_main_process:
         card = {"recipe": recipe.to_json(), "input": asdict(form), "result": asdict(result)}
@@ -329,93 +325,9 @@ def load_trained(path: str | Path) -> Trained:
     return Trained(model.eval(), recipe, form)
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """Accuracy and activity of a network on disk, and early exit if asked for; an ANN has no spikes to count."""
-
-    accuracy: AccuracyByStep
-    activity: Activity | None
-    early_exit: EarlyExit | None = None
-
-    def __rich__(self) -> Group:
-        """All tables, for the terminal."""
-        parts = (self.accuracy, self.activity, self.early_exit)
-        return Group(*(part.__rich__() for part in parts if part is not None))
-
-    def save(self, path: str | Path) -> None:
-        """Write all as json."""
-        write_json(
-            path,
-            {
-                "accuracy_by_step": self.accuracy.accuracy,
-                **asdict(self),
-                "early_exit": self.early_exit and self.early_exit.to_json(),
-                "versions": provenance.versions(),
-            },
-        )
-
-
-def evaluate(
-    path: str | Path,
-    *,
-    source: str | None = None,
-    steps: int | None = None,
-    device: torch.device | str = "cpu",
-    precision: Precision | None = None,
-    early_exit: bool = False,
-    max_loss: float = MAX_LOSS,
-) -> Evaluation:
-    """Accuracy after 1 .. steps time steps and firing rates of a network on disk; with early exit on request.
-
-    The threshold of early exit is chosen on the images that the recipe held out. If it held none out, it is chosen on
-    training images. The network is surer of those and more often right than on new ones, so that more or less accuracy
-    may be lost on test images than `max_loss`; the table says so. A recipe with `hold_out` gives an unbiased choice.
-    Early exit runs the network uncompiled, since each size of batch that is left would be compiled anew. At bfloat16
-    its accuracies may therefore differ a little from those of the first table.
-
-    Args:
-        path: Folder of a run, or a file of it.
-        source: Data set to use instead of the one it was trained on.
-        steps: T; None for that of training.
-        device: Where to run.
-        precision: `bfloat16` or `float32`; None for that of training.
-        early_exit: Whether to measure `ranvier.evaluation.early_exit`, too.
-        max_loss: Accuracy that early exit may lose on the images that it is chosen on, as a share.
-
-    Raises:
-        ValueError: Steps or data do not fit the network, or `max_loss` was set without `early_exit`.
-    """
-    if max_loss != MAX_LOSS and not early_exit:
-        raise ValueError(
-            f"max_loss is {max_loss}, but belongs to early exit, which was not asked for. Pass --early-exit as well."
-        )
-    provenance.check_device(device)
-    trained = load_trained(path)
-    model = lay_out(trained.model.to(device))
-    # As in training: at bfloat16 a compiled network rounds less often than an eager one, and scores differently.
-    converted = isinstance(model, ConvertedSNN)  # its neurons choose for themselves, and compile for any T at once
-    whole = not converted and trained.recipe.execution.compiles(torch.device(device))
-    network = compile_whole(model) if whole else model
-    batches = trained.batches(source, device)
-    steps = trained.steps if steps is None else steps
-    activity, exits = None, None
-    with autocast(torch.device(device), precision or trained.precision):
-        accuracy = accuracy_by_step(network, _laid_out(batches), steps)
-        if converted or isinstance(trained.recipe, Recipe):
-            activity = firing_rates(model, _sample(batches.images, trained.form, device), steps)
-        if early_exit:
-            choosing, chosen_on = trained.choosing(source, device)
-            exits = evaluation.early_exit(
-                model, _laid_out(choosing), _laid_out(batches), steps=steps, max_loss=max_loss, chosen_on=chosen_on
-            )
-    return Evaluation(accuracy, activity, exits)
-
-
-def _laid_out(batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
-    return ((channels_last(images), labels) for images, labels in batches)
-
-
-def _sample(images: ImageSet | StreamedImages, form: InputFormat, device: torch.device | str) -> Batches:
+def sample(
+    images: ImageSet | StreamedImages, form: InputFormat, device: torch.device | str, count: int = ACTIVITY_SAMPLES
+) -> Batches:
     """Images to measure activity on: some of every class, because data sets may be sorted by class."""
-    some = images if len(images) <= ACTIVITY_SAMPLES else images.hold_out(ACTIVITY_SAMPLES, seed=0)[1]
+    some = images if len(images) <= count else images.hold_out(count, seed=0)[1]
     return Batches(some, EVALUATION_BATCH, normalization=form.normalization, device=device)

@@ -1,0 +1,262 @@
+"""What was written, and the proof that the file computes what the network computes."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table
+from torch import Tensor
+
+from ranvier.atomic import write_json
+from ranvier.checks import shape_of
+from ranvier.models import SpikingNetwork
+
+BATCH = "batch"
+"""Size of an axis that is left open."""
+
+ROUNDING = 2.0**-16
+"""Largest difference of logits that counts as rounding, as a share of the largest logit.
+
+128 roundings of float32 (2^-23 each). Sums in the order of another runtime differed by 1 to 4 of them, however deep the
+network, because a layer's rounding goes no further than its neurons, which round to spikes. A spike more or less moved
+logits by 2^-10 and more: the two are far apart. Both were measured on networks of `ranvier.models`.
+"""
+
+UNQUESTIONED = 4
+"""One sample in so many may differ by a spike before the network is asked how far rounding takes it.
+
+Rounding alone moved 1 of 64 images of a ResNet-20 and 11 of 32 of a Spikformer with 384 features (float32 against
+float64, 32x32 pixels, T = 4); an error moves nearly all.
+"""
+
+LARGER = 3.0
+"""How much larger than the network's own the differences may be, on average, where rounding moves most samples."""
+
+Call = Callable[..., tuple[Tensor, ...]]
+"""A file that was read back, as a function of tensors."""
+
+
+class ExportError(RuntimeError):
+    """The network cannot be exported, or the file would not compute what the network computes."""
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output of the file."""
+
+    name: str
+    shape: tuple[int | str, ...]
+    """Sizes; `batch` where any will do."""
+    dtype: str
+    """As numpy calls it."""
+    holds: str
+    """What it means."""
+
+    def zeros(self, batch: int) -> Tensor:
+        """Zeros for `batch` samples: the state before the first step."""
+        sizes = [batch if size == BATCH else int(size) for size in self.shape]
+        return torch.zeros(sizes, dtype=getattr(torch, self.dtype), device="cpu")
+
+    @property
+    def sizes(self) -> str:
+        """The shape as it is written in messages, `[batch, 3, 32, 32]`."""
+        return f"[{', '.join(map(str, self.shape))}]"
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.sizes} {self.dtype}: {self.holds}"
+
+
+class Parity(NamedTuple):
+    """How a file compares with its network; the fields of `Receipt` of the same names."""
+
+    difference: float
+    tolerance: float
+    flipped: int
+    agreement: float
+    samples: int
+    batch_sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What an export wrote, and how the file compares with the network.
+
+    `print` of rich shows a table.
+
+    Attributes:
+        path: The file.
+        format: `onnx` or `torch.export`.
+        steps: T of the file, or T that a streaming file was checked over.
+        streaming: Whether the file computes one step, with its state as inputs and outputs.
+        opset: Version of the ONNX operators; None for torch.export.
+        bytes: Size of the file.
+        inputs: In order.
+        outputs: In order.
+        checked_with: What ran the file after it was read back, with its version.
+        difference: Largest difference of logits between network and file.
+        tolerance: What counts as rounding: `ROUNDING` times the largest logit.
+        flipped: Samples that differ by more: where rounding put a potential on the other side of its threshold.
+        agreement: Share of samples with the same answer after all steps.
+        samples: How many were compared.
+        batch_sizes: In what batches; the second one tells whether the batch is open.
+        versions: Of python, ranvier, torch and what wrote the file.
+    """
+
+    path: str
+    format: str
+    steps: int
+    streaming: bool
+    opset: int | None
+    bytes: int
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    checked_with: str
+    difference: float
+    tolerance: float
+    flipped: int
+    agreement: float
+    samples: int
+    batch_sizes: tuple[int, ...]
+    versions: dict[str, str]
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.format}, {self.what}, {self.bytes / 1024:.0f} KiB; {self.verdict}"
+
+    @property
+    def what(self) -> str:
+        """What the file computes."""
+        return "one step, state in and out" if self.streaming else f"{self.steps} steps"
+
+    @property
+    def verdict(self) -> str:
+        """How file and network compare, in words."""
+        spikes = f", spikes flipped in {self.flipped} of {self.samples} samples" if self.flipped else ""
+        batches = " and ".join(map(str, self.batch_sizes))
+        return (
+            f"logits differ by {self.difference:.1e} at most (rounding: {self.tolerance:.1e}){spikes}, "
+            f"{100 * self.agreement:.4g} % equal answers in batches of {batches}, run by {self.checked_with}"
+        )
+
+    def __rich__(self) -> Table:
+        """Table for the terminal."""
+        opset = f", opset {self.opset}" if self.opset else ""
+        table = Table(
+            title=escape(f"{self.path}: {self.format}{opset}, {self.what}, {self.bytes / 1024:.0f} KiB"),
+            caption=self.verdict,
+            box=SIMPLE_HEAD,
+            pad_edge=False,
+        )
+        for title in ("", "name", "shape", "type", "holds"):
+            table.add_column(title, overflow="fold")
+        for kind, ports in (("in", self.inputs), ("out", self.outputs)):
+            for port in ports:
+                table.add_row(kind, port.name, escape(port.sizes), port.dtype, port.holds)
+        return table
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dictionaries and lists."""
+        return asdict(self)
+
+    def save(self, path: str | Path) -> None:
+        """Write everything as json."""
+        write_json(path, self.to_json())
+
+
+def check_parity(
+    network: SpikingNetwork,
+    call: Call,
+    inputs: tuple[Port, ...],
+    images: Tensor,
+    steps: int,
+    streaming: bool,
+) -> Parity:
+    """Compare a file with its network on images; where the batch is open, in a batch of another size as well.
+
+    Logits may differ by rounding. Rounding may also move a potential across its threshold, and then the logits of the
+    sample differ by what a spike is worth. If more samples do so than one in `UNQUESTIONED`, the network itself has to
+    say how far rounding takes it: it is run in float64, and twice as many more may differ as do between that and
+    float32, because file and network round independently. Where that would allow all, sizes are compared too.
+
+    Args:
+        network: In evaluation mode.
+        call: What the file computes.
+        inputs: Of the file.
+        images: `[B, ...]`.
+        steps: T; a streaming file is run so often, with its state carried.
+        streaming: Whether the file computes one step.
+
+    Returns:
+        The comparison.
+
+    Raises:
+        ExportError: The file computes something else.
+    """
+    batches = [images]
+    if inputs[0].shape[0] == BATCH:
+        batches.append(images[:1] if len(images) > 1 else images.repeat(2, *[1] * (images.ndim - 1)))
+    expected = [network(batch, steps) for batch in batches]
+    found = [_run(call, inputs, batch, steps, streaming) for batch in batches]
+    for one, other in zip(expected, found, strict=True):
+        if one.shape != other.shape:
+            raise ExportError(
+                f"the file gives logits {shape_of(other)}, but the network {shape_of(one)}. Nothing was written."
+            )
+    ours, theirs = torch.cat(expected, 1), torch.cat(found, 1)
+    tolerance = ROUNDING * float(ours.abs().max())
+    distance = _distance(ours, theirs)
+    flipped = _beyond(distance, tolerance)
+    if flipped > len(distance) // UNQUESTIONED:
+        precise = copy.deepcopy(network).double()
+        own = _distance(ours, torch.cat([precise(batch.double(), steps) for batch in batches], 1))
+        moved = _beyond(own, tolerance)
+        allowed = len(distance) // UNQUESTIONED + 2 * moved
+        larger = not float(distance.mean()) <= LARGER * float(own.mean())
+        if flipped > allowed or (allowed >= len(distance) and larger):
+            raise ExportError(
+                "the file does not compute what the network does: logits differ by up to "
+                f"{float(distance.max()):.2e}, in {flipped} of {len(distance)} samples by more than rounding "
+                f"({tolerance:.1e}), while float64 moves {moved}, by up to {float(own.max()):.2e}. Nothing was "
+                f"written. If these are few images ({len(images)} came), pass 8 or more, so that single spikes that "
+                "flip through rounding can be told from an error; else please report it."
+            )
+    same = ours.mean(0).argmax(1) == theirs.mean(0).argmax(1)
+    return Parity(
+        difference=float(distance.max()),
+        tolerance=tolerance,
+        flipped=flipped,
+        agreement=float(same.double().mean()),
+        samples=len(distance),
+        batch_sizes=tuple(map(len, batches)),
+    )
+
+
+def _distance(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Largest difference of logits `[T, B, K]` of each sample, `[B]`."""
+    return (ours - theirs).abs().amax((0, 2))
+
+
+def _beyond(distance: Tensor, tolerance: float) -> int:
+    """Samples that differ by more than the tolerance, or by NaN."""
+    return int((~(distance <= tolerance)).sum())
+
+
+def _run(call: Call, inputs: tuple[Port, ...], images: Tensor, steps: int, streaming: bool) -> Tensor:
+    """Logits `[T, B, K]` that the file gives."""
+    try:
+        if not streaming:
+            return call(images)[0]
+        state = [port.zeros(len(images)) for port in inputs[1:]]
+        logits = []
+        for _ in range(steps):
+            now, *state = call(images, *state)
+            logits.append(now)
+        return torch.stack(logits)
+    except Exception as error:  # those of the runtimes have nothing in common
+        raise ExportError(
+            f"the file does not run on a batch of {len(images)}: {error}. Nothing was written."
+        ) from error

@@ -1,0 +1,88 @@
+"""Small networks of every family that fire, for the tests of export."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ranvier import models
+from ranvier.conversion import ConvertedSNN, convert, decouple
+from ranvier.nn import IF, LIF, LIFB, PLIF, BatchNorm, Neuron
+
+STEPS = 3
+
+
+def fitted(model: models.SpikingNetwork, shape: tuple[int, ...]) -> models.SpikingNetwork:
+    """With the running statistics of noise, so that currents have unit variance and deep layers fire."""
+    for module in model.modules():
+        if isinstance(module, BatchNorm):
+            module.momentum = 1.0
+    with torch.no_grad():
+        model.train()(torch.randn(8, *shape), 2)
+    return model.eval()
+
+
+def converted(*, signed: bool = False) -> ConvertedSNN:
+    """With a bias for each step, and initial potentials for each neuron of the first layer."""
+    ann = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2), nn.Conv2d(4, 6, 3), nn.ReLU(), nn.Flatten()
+    )
+    snn = convert(
+        nn.Sequential(*ann, nn.Linear(24, 3)),
+        torch.rand(20, 1, 8, 8),
+        steps=STEPS,
+        threshold="max",
+        bias="none",
+        signed=signed,
+    )
+    first, second = snn.neurons.values()
+    first.bias = 0.05 * torch.randn(STEPS, 4)
+    first.v_init = first.threshold.view(4, 1, 1) * torch.rand(4, 8, 8)
+    second.bias = 0.05 * torch.randn(STEPS, 6)
+    return snn
+
+
+FAMILIES: dict[str, tuple[Callable[[], models.SpikingNetwork], tuple[int, ...]]] = {
+    "mlp-if": (lambda: models.mlp([12, 20, 3], neuron=partial(IF, reset="soft")), (12,)),
+    "mlp-lif": (lambda: models.mlp([12, 20, 3], neuron=LIF), (12,)),
+    "mlp-plif": (lambda: models.mlp([12, 20, 3], neuron=partial(PLIF, tau=1.7)), (12,)),
+    "mlp-lifb": (lambda: models.mlp([12, 20, 20, 3], neuron=partial(LIFB, burst_init=1.5)), (3, 2, 2)),
+    "decoupled": (lambda: decouple(models.mlp([12, 20, 20, 3], neuron=LIFB)), (12,)),
+    "vgg": (
+        lambda: models.vgg((4, "A", 6, "A"), num_classes=3, in_channels=1, image_size=8, neuron=LIFB, hidden=(8,)),
+        (1, 8, 8),
+    ),
+    "resnet20": (lambda: models.resnet20(3, 2, neuron=IF), (2, 8, 8)),
+    "sew-resnet18": (lambda: models.sew_resnet18(3, 2), (2, 8, 8)),
+    "spikformer": (
+        lambda: models.spikformer(3, 2, image_size=8, depth=1, dim=16, heads=2, patch_size=2, scale=0.5),
+        (2, 8, 8),
+    ),
+    "converted": (converted, (1, 8, 8)),
+    "converted-signed": (lambda: converted(signed=True), (1, 8, 8)),
+    "ann": (lambda: models.mlp([12, 20, 3], neuron=lambda _: nn.ReLU()), (12,)),
+}
+
+
+def build(name: str, batch: int = 8) -> tuple[models.SpikingNetwork, Tensor]:
+    """A network in evaluation mode and images for it, always the same."""
+    torch.manual_seed(0)
+    make, shape = FAMILIES[name]
+    model = fitted(make(), shape)
+    return model, torch.randn(batch, *shape) if "converted" not in name else torch.rand(batch, *shape)
+
+
+def rates(model: nn.Module, images: Tensor, steps: int) -> list[float]:
+    """Share of values that are not zero, of what each layer of neurons sends."""
+    found: list[float] = []
+    handles = [
+        module.register_forward_hook(lambda _, __, sent: found.append(float((sent != 0).float().mean())))
+        for module in model.modules()
+        if isinstance(module, Neuron)
+    ]
+    with torch.no_grad():
+        model(images, steps)
+    for handle in handles:
+        handle.remove()
+    return found
