@@ -474,7 +474,10 @@ def test_report_of_sums() -> None:
 
 @pytest.mark.parametrize("free_running", [False, True])
 def test_events(free_running: bool) -> None:
+    """Also of neurons whose bursts send nothing."""
     network, x = built("vgg")
+    with torch.no_grad():
+        network.body.layers[0].neuron.strength[::2] = 0
     pair = decouple(network, x, steps=5, free_running=free_running)
     assert pair.report.steps == 5
     before, after = recorded(network, x, 5), recorded(pair, x, 5)

@@ -300,6 +300,14 @@ def test_weights_by_hand() -> None:
     assert torch.equal(extra.weight, expected)
 
 
+def test_no_weights_for_what_does_not_burst() -> None:
+    graph = built(lambda net, a, b: torch.cat([b.sum((2, 3)), a.sum((2, 3))], 1), "linear")
+    weighed = weigh_spikes(graph, {"act_a": (None, FIRST - 1)})
+    plain, extra = weighed.get_submodule("end.1"), weighed.get_submodule("end.1_1")
+    assert torch.equal(extra.weight[:, CHANNELS:], plain.weight[:, CHANNELS:] * (FIRST - 1))
+    assert not extra.weight[:, :CHANNELS].any()
+
+
 def test_other_neurons_stay() -> None:
     """Without an entry a spike is worth 1, with one entry that much, and the layer after it is not copied."""
     graph = built(lambda net, a, b: torch.cat([a, b], 1), "conv")

@@ -30,7 +30,8 @@ from ranvier.evaluation import (
     early_exit,
     run_until_confident,
 )
-from ranvier.evaluation.early_exit import POINTS, Measure
+from ranvier.evaluation.early_exit import POINTS
+from ranvier.evaluation.streaming import Measure
 from ranvier.kernels import dispatch
 from ranvier.nn import LIF, LIFB, BatchNorm
 

@@ -24,7 +24,9 @@ def fitted(model: models.SpikingNetwork, shape: tuple[int, ...]) -> models.Spiki
 
 
 def converted(*, signed: bool = False) -> ConvertedSNN:
-    """With a bias for each step, and initial potentials for each neuron of the first layer."""
+    """With a bias for each step, and initial potentials for each neuron of the first layer; if signed, the second layer
+    sends its spikes as 1.
+    """
     ann = nn.Sequential(
         nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2), nn.Conv2d(4, 6, 3), nn.ReLU(), nn.Flatten()
     )
@@ -40,6 +42,7 @@ def converted(*, signed: bool = False) -> ConvertedSNN:
     first.bias = 0.05 * torch.randn(STEPS, 4)
     first.v_init = first.threshold.view(4, 1, 1) * torch.rand(4, 8, 8)
     second.bias = 0.05 * torch.randn(STEPS, 6)
+    second.binary = signed
     return snn
 
 

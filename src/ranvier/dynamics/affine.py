@@ -1,11 +1,13 @@
-"""A spiking neuron whose charge is any affine function of potential and input, with parameters for each neuron."""
+"""The neurons of NIR, the exchange format: leaky or not, firing or not, with parameters for each neuron."""
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
+from ranvier.checks import shape_of
 from ranvier.dynamics.reset import Reset, check_reset
-from ranvier.dynamics.scan import NeuronState, scan
+from ranvier.dynamics.scan import NeuronState, check_scan, scan
 from ranvier.dynamics.surrogate import Surrogate, Triangle, spike
 
 
@@ -13,7 +15,9 @@ from ranvier.dynamics.surrogate import Surrogate, Triangle, spike
 class AffineParams:
     """Parameters of `affine_step` that all neurons share."""
 
-    ties_fire: bool = True
+    leaky: bool = True
+    """Whether the potential decays. If not, `tau` and `v_leak` have no meaning."""
+    ties_fire: bool = False
     """Whether a potential equal to the threshold fires."""
     reset: Reset = "hard"
     """`hard` sets the potential to `v_reset`; `soft` subtracts the threshold."""
@@ -29,14 +33,15 @@ def affine_step(
     x: Tensor,
     v: Tensor,
     params: AffineParams,
-    decay: Tensor,
-    drive: Tensor,
-    gain: Tensor,
+    tau: Tensor,
+    r: Tensor,
+    v_leak: Tensor,
     v_threshold: Tensor,
     v_reset: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """One step of `affine_scan`: charge, fire, reset."""
-    h = decay * v + drive + gain * x
+    # In this order the charge rounds as that of `lif_step`, where r = 1 and v_leak = 0, and of `if_step`, where r = 1.
+    h = v + (v_leak - v + r * x) / tau if params.leaky else v + r * x
     if not params.fires:
         return h, h
     s = spike(h - v_threshold, params.surrogate)
@@ -49,27 +54,64 @@ def affine_step(
 def affine_scan(
     current: Tensor, state: NeuronState | None, params: AffineParams, *constants: Tensor
 ) -> tuple[Tensor, NeuronState]:
-    """Neurons with an affine charge over all time steps: the leaky and other neurons of foreign files.
+    """Neurons of NIR, whose charge is any affine function of potential and input, over all time steps.
 
-        h[t] = decay v[t-1] + drive + gain current[t]        charge
-        s[t] = 1 if h[t] > v_threshold else 0                fire; from v_threshold on where ties fire
-        v[t] = h[t] (1 - s[t]) + v_reset s[t]                hard reset; soft: h[t] - v_threshold s[t]
+        h[t] = v[t-1] + (v_leak - v[t-1] + r current[t]) / tau   charge; without leak v[t-1] + r current[t]
+        s[t] = 1 if h[t] > v_threshold else 0                    fire; from v_threshold on where ties fire
+        v[t] = h[t] (1 - s[t]) + v_reset s[t]                    hard reset; soft: h[t] - v_threshold s[t]
+        v[-1] = v_leak                                           rest; without leak v_reset
 
-    A leaky neuron tau dv/dt = v_leak - v + r x in steps of dt has decay 1 - dt/tau, drive v_leak dt/tau and gain
-    r dt/tau; one without leak, dv/dt = r x, has 1, 0 and r dt. A neuron that does not fire sends h.
+    These are forward Euler steps of tau dv/dt = v_leak - v + r x, with `tau` in steps, and of dv/dt = r x, with `r` per
+    step. A neuron that does not fire sends h.
 
     Args:
         current: Input, `[T, B, ...]`.
-        state: Carried from an earlier call, or None for v = 0. Not modified.
-        params: Ties, reset, surrogate.
-        constants: decay, drive, gain, v_threshold and v_reset, for each neuron, `[...]`, or broadcastable to that.
+        state: Carried from an earlier call, or None for rest. Not modified.
+        params: Leak, ties, reset, surrogate.
+        constants: tau [steps, >= 1], r, v_leak, v_threshold and v_reset, for each neuron, `[...]`, or broadcastable to
+            that.
 
     Returns:
-        Spikes `[T, B, ...]`; the state after step T.
+        Spikes `[T, B, ...]`, or potentials; the state after step T.
 
-    >>> import torch
-    >>> constants = [torch.tensor(value) for value in (0.5, 0.0, 0.5, 0.5, 0.0)]
-    >>> affine_scan(torch.tensor([0.6, 0.6, 0.6, 1.0]).view(4, 1, 1), None, AffineParams(), *constants)[0].tolist()
+    Raises:
+        ValueError: `current` has fewer than 2 dimensions or no steps, or the constants or `state` are for others.
+
+    Source: Pedersen et al. 2024, "Neuromorphic intermediate representation", LIF, IF, LI and I. Differs from it in:
+    steps instead of continuous time; a start from rest, of which NIR says nothing.
+
+    >>> constants = [torch.tensor(value) for value in (2.0, 1.0, 0.0, 0.5, 0.0)]
+    >>> affine_scan(torch.tensor([0.6, 0.6, 1.0, 1.2]).view(4, 1, 1), None, AffineParams(), *constants)[0].tolist()
     [[[0.0]], [[0.0]], [[1.0]], [[1.0]]]
     """
+    state, constants = begin(current, state, params, *constants)
     return scan(affine_step, current, state, params, *constants)
+
+
+def begin(
+    current: Tensor, state: NeuronState | None, params: AffineParams, *constants: Tensor
+) -> tuple[NeuronState, tuple[Tensor, ...]]:
+    """Check a call; the state that it starts from, and the constants in the precision of the potential."""
+    check_scan(current, state)
+    for constant in constants:
+        if not _fits(constant, current):
+            raise ValueError(
+                f"current has shape {shape_of(current)}, but the neurons are {shape_of(constant)}, which need "
+                f"[T, B, {', '.join(map(str, constant.shape))}]."
+            )
+    dtype = torch.promote_types(current.dtype, torch.float32)
+    constants = tuple(constant.to(dtype) for constant in constants)
+    if state is None:
+        _, _, v_leak, _, v_reset = constants
+        rest = v_leak if params.leaky else v_reset
+        state = NeuronState(torch.empty_like(current[0], dtype=dtype).copy_(rest.expand(current.shape[1:])))
+    return state, constants
+
+
+def _fits(constant: Tensor, current: Tensor) -> bool:
+    """Whether a constant has one value for each neuron, or for all of an axis."""
+    shape = current.shape[2:]
+    own = constant.shape
+    return len(own) <= len(shape) and all(
+        size in (1, there) for size, there in zip(reversed(own), reversed(shape), strict=False)
+    )

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ranvier.checks import shape_of
 from ranvier.dynamics.scan import check_scan, per_channel
+from ranvier.dynamics.surrogate import Surrogate, spike
 
 
 class ConvertedState(NamedTuple):
@@ -21,16 +22,24 @@ class ConvertedState(NamedTuple):
 
 
 def converted_step(
-    x: Tensor, v: Tensor, emitted: Tensor, threshold: Tensor, bias: Tensor, signed: bool, binary: bool = False
+    x: Tensor,
+    v: Tensor,
+    emitted: Tensor,
+    threshold: Tensor,
+    bias: Tensor,
+    signed: bool,
+    binary: bool = False,
+    surrogate: Surrogate | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One step of `converted_scan`: charge, compare, subtract the threshold for each spike."""
     h = v + (x - bias)
-    s = (h >= threshold).to(h.dtype)
+    s = (h >= threshold).to(h.dtype) if surrogate is None else spike((h - threshold) / threshold, surrogate)
     if signed:
-        s = s - ((h < 0) & (emitted > 0)).to(h.dtype)
-        emitted = emitted + s
+        back = ((h < 0) & (emitted > 0)).to(h.dtype)
+        s = s - (back if surrogate is None else back * spike(-h / threshold, surrogate))
+        emitted = emitted + s.detach()
     y = threshold * s
-    return s if binary else y, h - y, emitted
+    return s if binary else y, h - y.detach(), emitted
 
 
 def converted_scan(
@@ -41,6 +50,7 @@ def converted_scan(
     v_init: Tensor,
     signed: bool = False,
     binary: bool = False,
+    surrogate: Surrogate | None = None,
 ) -> tuple[Tensor, ConvertedState]:
     """Integrate-and-fire neurons of a converted network over all time steps.
 
@@ -65,6 +75,8 @@ def converted_scan(
         v_init: Initial potential, `[C]`, `[1]` or for each neuron `[C, ...]`.
         signed: Whether a neuron that has fired too often may take a spike back.
         binary: Whether a spike is sent as 1, for weights that were multiplied by the threshold.
+        surrogate: Gradient of a spike in `h / threshold - 1`, for fine-tuning; the reset is not differentiated. None:
+            no gradient passes through a spike.
 
     Returns:
         Transmitted values `[T, B, C, ...]`; the state after step T.
@@ -75,7 +87,7 @@ def converted_scan(
             fit `state`.
 
     Source: Wu et al. 2024 (forward temporal bias correction), section 3, the sign of the bias as in its code; signed
-    spikes: Wang et al. 2022, "Signed Neuron with Memory". No gradient passes through a spike.
+    spikes: Wang et al. 2022, "Signed Neuron with Memory".
 
     >>> x = torch.full((4, 1, 1), 0.6)
     >>> converted_scan(x, None, torch.ones(1), torch.zeros(1, 1), torch.full((1,), 0.5))[0].flatten().tolist()
@@ -86,7 +98,7 @@ def converted_scan(
     threshold = per_channel(threshold, current[0])
     sent = []
     for x, b in zip(current.unbind(0), rows, strict=True):
-        y, v, emitted = converted_step(x.to(v.dtype), v, emitted, threshold, b, signed, binary)
+        y, v, emitted = converted_step(x.to(v.dtype), v, emitted, threshold, b, signed, binary, surrogate)
         sent.append(y.to(current.dtype))
     return torch.stack(sent), ConvertedState(v, emitted, state.step + len(current))
 

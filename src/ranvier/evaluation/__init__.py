@@ -2,9 +2,10 @@
 
 from ranvier.evaluation.accuracy import AccuracyByStep, accuracy_by_step, score_by_step
 from ranvier.evaluation.activity import Activity, LayerActivity, firing_rates, record_spikes
-from ranvier.evaluation.early_exit import Answers, EarlyExit, ExitCurve, Exits, early_exit, run_until_confident
+from ranvier.evaluation.early_exit import EarlyExit, ExitCurve, Exits, early_exit
 from ranvier.evaluation.energy import COSTS, Costs, Energy, energy
 from ranvier.evaluation.operations import LayerOperations, NeuronOperations, Operations, count_operations
+from ranvier.evaluation.streaming import Answers, run_until_confident
 
 __all__ = [
     "COSTS",

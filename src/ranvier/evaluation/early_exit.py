@@ -1,13 +1,11 @@
 """Early exit: a sample stops at the first step at which the network is sure enough of its answer.
 
-Means of logits are taken here in one way for all callers, so that a network that is streamed step by step stops where
-its recorded logits say. Legend: `T` steps, `N` samples of a set, `B` of a batch, `K` classes.
+Legend: `T` steps, `N` samples of a set, `B` of a batch, `K` classes.
 """
 
-import inspect
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, fields
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -17,13 +15,21 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from ranvier.atomic import write_json
-from ranvier.checks import check_choice, check_count, check_logits, check_positive, shape_of
+from ranvier.checks import check_choice, check_count, check_logits
 from ranvier.evaluation.accuracy import AccuracyByStep
 from ranvier.evaluation.mode import evaluating
-from ranvier.nn.time import steps_of
-
-Measure = Literal["probability", "margin", "entropy"]
-"""How sure an answer is, in [0, 1]: the largest probability, its lead over the second, or 1 - entropy / log K."""
+from ranvier.evaluation.streaming import (
+    Frames,
+    Measure,
+    check_classes,
+    check_finite,
+    check_temperature,
+    confidence,
+    device_of,
+    frames_of,
+    mean_of,
+    run_until_confident,
+)
 
 MAX_LOSS = 0.005
 """Share of the samples that may be answered worse than with all steps, if the caller does not say."""
@@ -33,20 +39,6 @@ POINTS = 200
 
 COLDEST, HOTTEST = 0.01, 100.0
 """Between these a temperature is fitted."""
-
-
-class Answers(NamedTuple):
-    """What a network answered, each sample after as many steps as it took to be sure."""
-
-    logits: Tensor
-    """Mean of the logits of the steps that were run, float64 `[B, K]`."""
-    steps: Tensor
-    """Steps that were run, int64 `[B]`, in 1 .. T."""
-
-    @property
-    def predictions(self) -> Tensor:
-        """Class of the largest logit, int64 `[B]`; the first of several."""
-        return self.logits.argmax(-1)
 
 
 @dataclass(frozen=True)
@@ -312,7 +304,7 @@ def early_exit(
     if not 0 <= max_loss <= 1:
         raise ValueError(f"max_loss is {max_loss}, but must be a share from 0 to 1: half a point is max_loss=0.005.")
     if temperature != "fit":
-        _check_temperature(temperature)
+        check_temperature(temperature)
     if choosing is testing:
         raise ValueError(
             "choosing and testing are the same images, so the result would be that of the best threshold for them. "
@@ -323,7 +315,7 @@ def early_exit(
         means, labels = _record(model, choosing, steps)
         if temperature == "fit":
             temperature = _fit_temperature(means, labels)
-        sure = _confidence(means, measure, temperature)
+        sure = confidence(means, measure, temperature)
         hits, ties = _score(means, labels)
         candidates = _Candidates.of(sure, hits)
         best = candidates.choose(max_loss)
@@ -334,186 +326,10 @@ def early_exit(
     return EarlyExit(threshold, measure, temperature, max_loss, chosen, tested, differing, chosen_on, energy)
 
 
-def run_until_confident(
-    model: nn.Module,
-    images: Tensor,
-    steps: int | None,
-    threshold: float,
-    *,
-    measure: Measure = "probability",
-    temperature: float = 1.0,
-) -> Answers:
-    """Run a network one step at a time, each sample only until it is sure of its answer.
-
-    Samples that have stopped leave the batch: their rows are taken out of the images and of every state that the
-    network carries, and the next step runs on what is left. Answers and steps are those of the rule on the logits of
-    one call of T steps; where the batch sizes make a layer round otherwise, up to that rounding. The device is waited
-    for once a step, to learn how many samples are left.
-
-    Layers before the first neuron run again at every step, which one call of T steps on constant images saves.
-
-    Args:
-        model: Called as `model(images [B, ...], 1, state=state, return_state=True)`, with None for the first state;
-            returns logits `[1, B, K]` and its state: numbers, and tensors whose first axis is the batch, in tuples,
-            lists, dictionaries or dataclasses. Evaluated in eval mode and put back. Compiled networks work, but may
-            compile again for batch sizes that are left.
-        images: A constant input `[B, ...]`, or a sequence `[T, B, ...]`, told apart by the `frame_dims` of the
-            network; one that has none takes a sequence where `steps` is None. Moved to the model's device.
-        steps: T, the most that are run; None for all of a sequence. Of a longer sequence the first are used.
-        threshold: Confidence at which a sample stops; from `early_exit`. Infinity runs all steps.
-        measure: What confidence is; as the threshold was chosen for.
-        temperature: By which logits are divided; likewise.
-
-    Returns:
-        For each sample, in order, the mean of its logits, and the number of its steps.
-
-    Raises:
-        TypeError: The model does not stream, or its state holds something else.
-        ValueError: No samples, images or logits that are not finite, a sequence shorter than `steps`, or a state
-            without a batch axis.
-
-    >>> from ranvier.models import mlp
-    >>> logits, steps = run_until_confident(mlp([4, 8, 3]), torch.rand(2, 4), 4, threshold=0.0)
-    >>> steps.tolist()
-    [1, 1]
-    """
-    check_choice("measure", measure, get_args(Measure))
-    _check_temperature(temperature)
-    if math.isnan(threshold):
-        raise ValueError("threshold is NaN, at which no sample would ever stop. Pass one that early_exit chose.")
-    _check_streams(model)
-    frames = _frames(model, images, steps, _device(model))
-    batch = frames.images.shape[1]
-    if batch == 0:
-        raise ValueError(f"images have shape {shape_of(images)}: no samples. Skip empty batches.")
-    with evaluating(model), torch.inference_mode():
-        state: Any = None
-        rows = torch.arange(batch, device=frames.images.device)  # of those that go on
-        steps_run = torch.ones_like(rows)
-        total = answer = torch.empty(0)
-        for t in range(1, frames.steps + 1):
-            logits, state = _one_step(model, frames.at(t, rows), state)
-            total = logits.double() if t == 1 else total + logits.double()
-            mean = _mean(total, t, logits.dtype)
-            # Whoever goes on is overwritten at the next step: to tell both apart here would wait for the device.
-            answer = mean if t == 1 else answer.index_copy_(0, rows, mean)
-            steps_run.index_fill_(0, rows, t)
-            if t == frames.steps:
-                break
-            # Written so that NaN, which compares as False, goes on: it is reported at the end.
-            going = (~(_confidence(mean, measure, temperature) >= threshold)).nonzero().squeeze(1)
-            if len(going) == 0:
-                break
-            if len(going) < len(rows):
-                state, total, rows = _take(state, going, len(rows)), total[going], rows[going]
-        _check_finite(frames.images, answer, "these images")
-    return Answers(answer, steps_run)
-
-
-class _Frames(NamedTuple):
-    """An input as `[T, B, ...]`, or `[1, B, ...]` where it is the same at all steps."""
-
-    images: Tensor
-    steps: int
-
-    def at(self, t: int, rows: Tensor) -> Tensor:
-        """Frame of step t = 1 .. T for some samples, in order."""
-        frame = self.images[min(t, len(self.images)) - 1]
-        return frame if len(rows) == len(frame) else frame[rows]
-
-
-def _frames(model: nn.Module, images: Tensor, steps: int | None, device: torch.device) -> _Frames:
-    """Tell a constant input from a sequence, cut to the steps that are run."""
-    if steps is not None:
-        check_count("steps", steps)
-    dims: tuple[int, ...] = getattr(model, "frame_dims", (images.ndim - (steps is None),))
-    if steps is not None and images.ndim - 1 in dims and images.ndim not in dims:
-        if len(images) < steps:
-            raise ValueError(
-                f"images have shape {shape_of(images)}, a sequence of {len(images)} steps, but steps={steps}. "
-                f"Pass longer sequences, or steps={len(images)}."
-            )
-        images = images[:steps]
-    x, steps = steps_of(images, dims, steps)
-    return _Frames(x.to(device), steps)
-
-
-def _check_streams(model: nn.Module) -> None:
-    forward = getattr(model, "_orig_mod", model).forward  # torch.compile hides the signature
-    parameters = inspect.signature(forward).parameters
-    any_keyword = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
-    if not any_keyword and not {"state", "return_state"} <= parameters.keys():
-        raise _does_not_stream(model, f"takes ({', '.join(parameters)})")
-
-
-def _does_not_stream(model: nn.Module, came: str) -> TypeError:
-    return TypeError(
-        f"{type(model).__name__}.forward {came}, but a network that stops early is run one step at a time: "
-        "model(images, 1, state=state, return_state=True) must return logits [1, B, K] and the state. "
-        "Networks of ranvier.models and of ranvier.conversion do."
-    )
-
-
-def _one_step(model: nn.Module, frame: Tensor, state: Any) -> tuple[Tensor, Any]:
-    """Logits `[B, K]` of the next step, and the state after it."""
-    output = model(frame, 1, state=state, return_state=True)
-    if not (isinstance(output, tuple) and len(output) == 2 and isinstance(output[0], Tensor)):
-        raise _does_not_stream(model, f"returned a {type(output).__name__}")
-    logits, state = output
-    _check_classes(logits, 1, len(frame))
-    return logits[0], state
-
-
-def _take(state: Any, rows: Tensor, batch: int) -> Any:
-    """The state of some samples; whatever is not per sample stays as it is."""
-    if isinstance(state, Tensor):
-        if state.ndim == 0 or state.numel() == 0:  # a counter, or the counts that unsigned neurons do not keep
-            return state
-        if len(state) != batch:
-            raise ValueError(
-                f"the state of the network holds a tensor of shape {shape_of(state)}, but the batch has {batch} "
-                "samples. Each tensor of a state must have the batch as its first axis."
-            )
-        return state[rows]
-    if state is None or isinstance(state, int | float | str):
-        return state
-    if isinstance(state, dict):
-        return {key: _take(value, rows, batch) for key, value in state.items()}
-    if isinstance(state, list | tuple):
-        parts = [_take(part, rows, batch) for part in state]
-        return type(state)(*parts) if hasattr(state, "_fields") else type(state)(parts)
-    if is_dataclass(state) and not isinstance(state, type):
-        return replace(state, **{each.name: _take(getattr(state, each.name), rows, batch) for each in fields(state)})
-    raise TypeError(
-        f"the state of the network holds a {type(state).__name__}, of which samples cannot be taken. "
-        "Use tensors and numbers in tuples, lists, dictionaries or dataclasses."
-    )
-
-
-def _mean(total: Tensor, t: int, dtype: torch.dtype) -> Tensor:
-    """Mean of t logits from their sum in float64, which is rounded first as `accuracy_by_step` rounds it.
-
-    Ties are then the same in both; and float64 tells 1 - 1e-10 from 1 - 1e-12, where float32 would be sure of both.
-    """
-    return total.to(torch.promote_types(dtype, torch.float32)).double() / t
-
-
 def _means(logits: Tensor) -> Tensor:
     """Means of the first 1 .. T logits, float64 `[T, B, K]`, added in the order in which a stream adds them."""
     totals = accumulate(logits.double().unbind(0))
-    return torch.stack([_mean(total, t, logits.dtype) for t, total in enumerate(totals, 1)])
-
-
-def _confidence(means: Tensor, measure: Measure, temperature: float) -> Tensor:
-    """How sure the network is, in [0, 1]: `[..., K]` to `[...]`."""
-    probability = (means / temperature).softmax(-1)
-    if measure == "probability":
-        return probability.amax(-1)
-    if measure == "margin":
-        first, second = probability.topk(2).values.unbind(-1)
-        return first - second
-    # Rounding may leave the entropy of equal probabilities above its maximum.
-    return (1 - torch.special.entr(probability).sum(-1) / math.log(means.shape[-1])).clamp_min(0)
+    return torch.stack([mean_of(total, t, logits.dtype) for t, total in enumerate(totals, 1)])
 
 
 def _score(means: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -590,11 +406,11 @@ def _exits(stops: Tensor, hit: Tensor, tie: Tensor, hits: Tensor, ties: Tensor, 
 
 def _record(model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], steps: int) -> tuple[Tensor, Tensor]:
     """Mean logits `[T, N, K]` and labels of a set, on the CPU."""
-    device = _device(model)
+    device = device_of(model)
     means: list[Tensor] = []
     labels: list[Tensor] = []
     for images, truth in loader:
-        frames = _frames(model, images, steps, device)
+        frames = frames_of(model, images, steps, device)
         logits = _logits(model, frames, truth, f"batch {len(means)} of the images to choose on")
         means.append(_means(logits).cpu())
         labels.append(truth.cpu())
@@ -612,13 +428,13 @@ def _test(
     temperature: float,
 ) -> tuple[Exits, int]:
     """Run a set in calls of T steps and streamed; also count the samples on which the two differ."""
-    device = _device(model)
+    device = device_of(model)
     columns: list[list[Tensor]] = []
     for images, labels in loader:
         labels = labels.to(device)
-        frames = _frames(model, images, steps, device)
+        frames = frames_of(model, images, steps, device)
         means = _means(_logits(model, frames, labels, f"batch {len(columns)} of the test images"))
-        sure = _confidence(means, measure, temperature)
+        sure = confidence(means, measure, temperature)
         hits, ties = _score(means, labels)
         answers = run_until_confident(model, images, steps, threshold, measure=measure, temperature=temperature)
         hit, tie = _score(answers.logits, labels)
@@ -631,43 +447,15 @@ def _test(
     return _exits(stops, hit, tie, hits, ties, _Candidates.of(sure, hits).curve()), int(differs.sum())
 
 
-def _logits(model: nn.Module, frames: _Frames, labels: Tensor, what: str) -> Tensor:
+def _logits(model: nn.Module, frames: Frames, labels: Tensor, what: str) -> Tensor:
     """Logits `[T, B, K]` of one call of all steps."""
     # A sequence of one step is a constant input, too: both give one step.
     images = frames.images[0] if len(frames.images) == 1 else frames.images
     logits = model(images, frames.steps)
     check_logits(logits, labels.to(logits.device))
-    _check_classes(logits, frames.steps, frames.images.shape[1])
-    _check_finite(frames.images, logits, what)
+    check_classes(logits, frames.steps, frames.images.shape[1])
+    check_finite(frames.images, logits, what)
     return logits
-
-
-def _check_classes(logits: Tensor, steps: int, batch: int) -> None:
-    if logits.ndim != 3 or logits.shape[:2] != (steps, batch) or logits.shape[2] < 2:
-        raise ValueError(
-            f"the model returned logits of shape {shape_of(logits)}, but {steps} steps of {batch} samples must give "
-            f"[{steps}, {batch}, K] with at least K = 2 classes: with one class there is nothing to be sure of."
-        )
-
-
-def _check_finite(images: Tensor, logits: Tensor, what: str) -> None:
-    """Raise if either holds NaN or infinity; waits for the device once."""
-    # Neurons answer a NaN with silence, so images are looked at, too.
-    flags = torch.stack([images.sum(dtype=torch.float64).isfinite(), logits.isfinite().all()])
-    images_are, logits_are = flags.tolist()
-    if not images_are:
-        raise ValueError(f"{what} hold NaN or infinity. Mend the data.")
-    if not logits_are:
-        raise ValueError(
-            f"the logits of {what} hold NaN or infinity, so no answer can be sure. Training may have diverged: check "
-            "the parameters, or run in float32."
-        )
-
-
-def _check_temperature(temperature: float) -> None:
-    check_positive("temperature", temperature)
-    if temperature == math.inf:
-        raise ValueError("temperature is infinity, at which all classes are equally probable. Pass 1, or 'fit'.")
 
 
 def _fit_temperature(means: Tensor, labels: Tensor) -> float:
@@ -692,11 +480,6 @@ def _energy(by_step: Sequence[float] | None, steps: int) -> tuple[float, ...] | 
             f"energy_by_step is {list(by_step)}, but must be {steps} energies [J], one for each step and none negative."
         )
     return tuple(map(float, by_step))
-
-
-def _device(model: nn.Module) -> torch.device:
-    parameter = next(model.parameters(), None)
-    return torch.device("cpu") if parameter is None else parameter.device
 
 
 def _finite(value: float) -> float | None:

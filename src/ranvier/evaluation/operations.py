@@ -1,24 +1,33 @@
 """What a spiking network computes: spikes, accumulates and multiply-accumulates, layer by layer and step by step."""
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from rich.console import Group
 from rich.table import Table
 from torch import Tensor, fx, nn
 
 from ranvier.atomic import write_json
+from ranvier.checks import shape_of
 from ranvier.conversion.binary_spikes import binary_spikes
+from ranvier.conversion.decouple import DecoupledSNN
 from ranvier.conversion.draft import sizes
 from ranvier.conversion.spiking import GraphSNN, hold
-from ranvier.conversion.trace_network import TracedNetwork, trace_network
-from ranvier.conversion.vocabulary import FUNCTIONS, LAYERS, MAX_POOLS, is_rearrangement
-from ranvier.nn import LIFPair, fold_time, unfold_time
+from ranvier.conversion.trace_network import trace_network
+from ranvier.conversion.vocabulary import FUNCTIONS, LAYERS, MAX_POOLS, ChannelAffine, is_rearrangement, sum_axes
+from ranvier.models.network import SpikingNetwork
+from ranvier.nn import IF, LIF, LIFB, PLIF, ConvertedIF, LIFPair, fold_time, unfold_time
 from ranvier.nn.structure import Activation
 from ranvier.nn.time import steps_of
+
+DENSE = "accumulates count spikes; multiply-accumulates count every connection, zeros too, but no padding"
+"""How the two kinds of operations are counted, in one line."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +38,9 @@ class LayerOperations:
     accumulates: tuple[float, ...]
     """At each step: for each spike that arrives, one for each output that it reaches."""
     multiply_accumulates: tuple[float, ...]
-    """At each step, where inputs are not spikes."""
+    """At each step, where inputs are not spikes: one for each connection, whatever its input."""
     ann: float
-    """Multiply-accumulates of the same layer in an ANN."""
+    """Multiply-accumulates of the same layer in an ANN: one for each connection, once."""
 
 
 @dataclass(frozen=True)
@@ -40,26 +49,34 @@ class NeuronOperations:
 
     name: str
     neurons: int
-    """After decoupling: two for each burst neuron."""
+    """Before decoupling."""
     spikes: tuple[float, ...]
     """At each step; a burst counts as one spike here."""
     bursts: tuple[float, ...]
     """At each step."""
+    pairs: bool = False
+    """Whether each is a burst neuron, or a pair already: two neurons after decoupling."""
 
     @property
     def firing_rate(self) -> tuple[float, ...]:
-        """Spikes per neuron at each step; of pairs those of the first."""
-        own = self.neurons // 2 if any(self.bursts) else self.neurons
-        return tuple(spikes / own for spikes in self.spikes)
+        """Spikes per neuron at each step; a burst counts as one."""
+        return tuple(spikes / self.neurons for spikes in self.spikes)
+
+    @property
+    def updates(self) -> int:
+        """Potentials that are updated at each step: after decoupling there are two for each burst neuron."""
+        return 2 * self.neurons if self.pairs else self.neurons
 
 
 @dataclass(frozen=True)
 class Operations:
-    """Operations of a network for one image, by layer and step."""
+    """Operations of a network for one image, on average, by layer and step. `print` shows tables in rich."""
 
     layers: tuple[LayerOperations, ...]
     neurons: tuple[NeuronOperations, ...]
     samples: int
+    whole_images: bool = False
+    """Whether all images held nothing but whole numbers, so that they were counted as events."""
 
     @property
     def steps(self) -> int:
@@ -78,36 +95,60 @@ class Operations:
 
     @property
     def spikes(self) -> tuple[float, ...]:
-        """Events after decoupling, of all neurons at each step: spikes and bursts."""
+        """Of all neurons at each step after decoupling, which makes a burst two spikes."""
         return _totals([layer.spikes for layer in self.neurons] + [layer.bursts for layer in self.neurons])
 
     @property
     def updates(self) -> int:
-        """Neurons, each of which is updated once a step."""
-        return sum(layer.neurons for layer in self.neurons)
+        """Neurons after decoupling, each of which is updated once a step."""
+        return sum(layer.updates for layer in self.neurons)
 
     @property
     def ann(self) -> float:
-        """Multiply-accumulates of the ANN with the same layers."""
+        """Multiply-accumulates of the ANN with the same layers, which runs once."""
         return sum(layer.ann for layer in self.layers)
 
-    def __rich__(self) -> Table:
-        """Table for the terminal: operations over all steps."""
-        table = Table(title=f"Operations for an image, T={self.steps} (n = {self.samples})", min_width=72)
+    def __str__(self) -> str:
+        return (
+            f"{sum(self.accumulates):,.0f} accumulates and {sum(self.multiply_accumulates):,.0f} multiply-accumulates "
+            f"for an image over {self.steps} steps; the ANN {self.ann:,.0f} multiply-accumulates (n = {self.samples})"
+        )
+
+    def __rich__(self) -> Group:
+        """Tables for the terminal: operations and spikes over all steps."""
+        over = f"for an image, over all {self.steps} steps (n = {self.samples})"
+        table = Table(title=f"Operations {over}", min_width=72)
         table.add_column("layer", overflow="fold")
         for name in ("accumulates", "multiply-acc.", "ANN multiply-acc."):
             table.add_column(name, justify="right")
         for layer in self.layers:
             counts = (sum(layer.accumulates), sum(layer.multiply_accumulates), layer.ann)
-            table.add_row(layer.name, *(f"{count:,.0f}" for count in counts))
+            table.add_row(layer.name, *map(_rounded, counts))
         table.add_section()
         totals = (sum(self.accumulates), sum(self.multiply_accumulates), self.ann)
-        table.add_row("all", *(f"{count:,.0f}" for count in totals))
+        table.add_row("all", *map(_rounded, totals))
+        return Group(table, self._firing(over))
+
+    def _firing(self, over: str) -> Table:
+        table = Table(title=f"Spikes {over}", min_width=72)
+        table.add_column("neurons of", overflow="fold")
+        for name in ("neurons", "spikes", "of these bursts", "spikes/neuron/step"):
+            table.add_column(name, justify="right")
+        for layer in self.neurons:
+            spikes, bursts = sum(layer.spikes), sum(layer.bursts)
+            rate = f"{sum(layer.firing_rate) / self.steps:.3f}"
+            table.add_row(layer.name, f"{layer.neurons:,}", _rounded(spikes), _rounded(bursts), rate)
         return table
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dictionaries and lists: what was counted, and the totals."""
+        firing = [{**asdict(layer), "firing_rate": layer.firing_rate} for layer in self.neurons]
+        totals = {name: getattr(self, name) for name in ("accumulates", "multiply_accumulates", "spikes", "updates")}
+        return {**asdict(self), "neurons": firing, "steps": self.steps, **totals, "ann": self.ann}
 
     def save(self, path: str | Path) -> None:
         """Write everything as json."""
-        write_json(path, asdict(self))
+        write_json(path, self.to_json())
 
 
 @torch.no_grad()
@@ -116,208 +157,353 @@ def count_operations(
 ) -> Operations:
     """Count what a network computes, in one pass over data.
 
-    Counted is the network as hardware runs it: normalisation folded, bursts decoupled (a burst is two events), spikes
-    of 1. A spike costs one accumulate for each output that it reaches; at borders of an image those are fewer. Sums and
-    average pooling hand spikes on, and cost nothing: a layer after pooling accumulates for every spike that was pooled.
-    A layer whose input is not made of spikes, such as the first one on images, costs multiply-accumulates; on a
-    constant image it runs once, at the first step. Images whose values are whole numbers, such as event counts, are
-    events. Additions of biases are not counted.
+        accumulates[t] = sum over spikes at step t  outputs that the spike reaches
+
+    Counted is the network as hardware runs it: normalisation folded, bursts decoupled (a burst is two spikes), what a
+    spike is worth moved into the weights after it. At borders of an image a spike reaches fewer outputs. Sums, pooling
+    and constant factors hand spikes on and cost nothing: a layer after pooling accumulates for every spike that was
+    pooled, at its own weight. A layer whose input is not made of spikes, such as the first one on images, costs a
+    multiply-accumulate for each connection, zeros too; on a constant image it runs once, at the first step. If all
+    images hold nothing but whole numbers, such as counts of events, they are spikes: a value of n is n of them.
+
+    The ANN has the same layers and runs once, on one frame. Padding is no connection, so that a 3x3 convolution of
+    32x32 pixels has 4 % fewer than by the usual formula. A normalisation that no layer can absorb counts as a layer
+    with one connection for each value. Additions of biases are not counted.
 
     Args:
-        model: A `Network` of `ranvier.models`, or what `convert` or `decouple` made.
+        model: A `Network` of `ranvier.models`, or what `convert` or `decouple` made. Not modified; evaluation mode is
+            used, whatever its mode.
         loader: Batches of images and labels.
         steps: T; None for sequences, which bring their own.
         batches: How many batches to run; None for all.
 
     Raises:
-        ConversionError: A part that cannot be traced, such as self-attention, or max-pooling of bursts.
-        ValueError: The loader is empty.
+        ConversionError: A part that cannot be traced, such as self-attention, or max-pooling of bursts that cannot be
+            decoupled.
+        TypeError: `model` is no network of `ranvier`.
+        ValueError: The loader is empty, its images differ in shape or number of steps, or hold NaN or infinity.
+
+    >>> from ranvier.models import mlp
+    >>> operations = count_operations(mlp([64, 32, 10]), [(torch.rand(5, 64), torch.zeros(5))], steps=4)
+    >>> operations.multiply_accumulates  # the first layer, once
+    (2048.0, 0.0, 0.0, 0.0)
+    >>> operations.accumulates == tuple(10 * spikes for spikes in operations.spikes)
+    True
     """
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    if not isinstance(model, SpikingNetwork):
+        raise TypeError(
+            f"model is a {type(model).__name__}, but must be a Network of ranvier.models, or what convert or decouple "
+            "of ranvier.conversion made."
+        )
+    device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     counter: _Counter | None = None
-    samples = 0
-    for number, (images, _) in enumerate(loader):
-        if number == batches:
-            break
+    for images, _ in islice(loader, batches):
+        x, num_steps = steps_of(images.to(device), model.frame_dims, steps)
+        if x.shape[1] == 0:
+            continue
         if counter is None:
-            counter = _Counter.of(model, images if steps is not None else images[0])
-        counter.count(images, steps)
-        samples += images.shape[0] if steps is not None else images.shape[1]
+            counter = _Counter(model, x[0], num_steps)
+        counter.count(x, num_steps)
     if counter is None:
         raise ValueError("the loader gave no samples, so there is nothing to count. Check the data set or its split.")
-    return counter.result(samples)
+    return counter.result()
+
+
+@dataclass
+class _LayerTally:
+    """A layer while it is counted."""
+
+    reach: Tensor
+    """For each place of an input channel how many outputs a spike there reaches, flattened."""
+    connections: float
+    """Of one image."""
+    once: bool
+    """Whether it runs at the first step only."""
+    accumulates: Tensor
+    """At each step, of all images, `[T]`."""
+    analog: bool = False
+    """Whether inputs were not made of spikes, for any of the images."""
+
+
+@dataclass
+class _NeuronTally:
+    """Neurons of a layer while they are counted."""
+
+    neurons: int
+    pairs: bool
+    spikes: list[Tensor] = field(default_factory=list)
+    """Of each batch, at each step, `[T]`."""
+    bursts: list[Tensor] = field(default_factory=list)
 
 
 class _Counter(fx.Interpreter):
-    """Runs the graph of a network and counts meanwhile.
+    """Runs a network as a graph, and follows its spikes through sums, pooling and rearrangements meanwhile.
 
-    `unit` of a value is what one event is worth in it: 1 for spikes and their sums, 1/4 after 2 x 2 average pooling;
-    None for values that are not made of events.
+    `events` holds, beside each value, how many spikes are summed up in it; None where a value is not made of spikes.
+    That is the same tensor as the value wherever all spikes are worth 1, so that nothing is computed twice. Bursts
+    count as two, so that the network need not be decoupled, which would double its layers.
     """
 
-    def __init__(self, snn: GraphSNN, traced: TracedNetwork, ann: dict[str, float]) -> None:
-        super().__init__(snn.network)
-        self.snn = snn
-        self.sizes = {node.name: node.meta.get("sizes") for node in traced.graph.graph.nodes}
-        self.ann = ann
-        self.units: dict[fx.Node, float | None] = {}
-        self.accumulates: dict[str, Tensor] = {}
-        self.multiplies: dict[str, Tensor] = {}
-        self.fired: dict[str, tuple[int, Tensor, Tensor]] = {}
-        self.reach: dict[tuple[str, torch.Size], Tensor] = {}
-        self.steps = 0
-        self.batch = 0
-        self.whole = False
-
-    @classmethod
-    def of(cls, model: nn.Module, images: Tensor) -> "_Counter":
+    def __init__(self, model: nn.Module, images: Tensor, steps: int) -> None:
         traced = trace_network(model, images)
-        ann = {}
+        binary_spikes(traced)  # refuses what cannot be decoupled
+        self.snn: GraphSNN = traced.to_snn()
+        super().__init__(self.snn.network)
+        self.steps = steps
+        self.frame = images.shape[1:]
+        self.samples = 0
+        self.batch = 0
+        self.whole = True
+        self.layers: dict[str, _LayerTally] = {}
+        self.neurons: dict[str, _NeuronTally] = {}
+        self.events: dict[fx.Node, Tensor | None] = {}
+        self.origins = _origins(self.snn.network) if isinstance(model, DecoupledSNN) else {}
+        self.strengths: dict[str, Tensor] = {}
         for node in traced.graph.graph.nodes:
-            if node.op == "call_module":
-                layer = traced.graph.get_submodule(str(node.target))
-                if isinstance(layer, LAYERS):
-                    sample = torch.empty(1, *sizes(node.all_input_nodes[0]), device=layer.weight.device)
-                    ann[str(node.target)] = float(_reach(layer, sample.shape).sum())
-        split = binary_spikes(traced)
-        return cls(split.to_snn(), split, ann)
+            neuron = traced.neurons.get(str(node.target))
+            if isinstance(neuron, LIFB):
+                self.strengths[str(node.target)] = (neuron.strength - 1).view(-1, *(1,) * (len(sizes(node)) - 1))
+                neuron.strength.fill_(2.0)  # has no influence on when it fires, and makes it send its events
 
-    def count(self, images: Tensor, steps: int | None) -> None:
-        """Add one batch."""
-        device = next(self.snn.parameters()).device
-        x, self.steps = steps_of(images.to(device), self.snn.frame_dims, steps)
+    def count(self, x: Tensor, steps: int) -> None:
+        """Add one batch, `[1, B, ...]` or `[T, B, ...]`."""
+        if steps != self.steps or x.shape[2:] != self.frame:
+            raise ValueError(
+                f"images have shape {shape_of(x[0])} and {steps} steps, but those of the first batch had "
+                f"{list(self.frame)} after the batch axis and {self.steps} steps. Count them apart."
+            )
+        if not bool(x.isfinite().all()):
+            raise ValueError("the images hold NaN or infinity, to which neurons answer with silence. Mend the data.")
         self.batch = x.shape[1]
-        self.whole = bool((x == x.round()).all())
-        self.units.clear()
+        self.samples += self.batch
+        self.whole = self.whole and bool((x == x.round()).all())
+        self.events.clear()
         self.run(fold_time(x), self.steps, self.batch, None)
 
     def run_node(self, n: fx.Node) -> Any:
-        """Compute a node, count what it costs, and note what an event is worth in its result."""
+        """Compute a node, count what it costs, and note the events in its result."""
         result = super().run_node(n)
-        self.units[n] = self._counted(n, result)
+        events = None
+        if n.op == "placeholder":
+            if isinstance(result, Tensor) and self.whole:
+                events = result if bool((result >= 0).all()) else result.abs()
+        elif n.op == "call_module":
+            name = str(n.target)
+            module = self.snn.network.get_submodule(name)
+            if isinstance(module, Activation):
+                result, events = self._fired(name, module.neuron, result)
+            else:
+                (source,) = n.all_input_nodes
+                events = self._weighed(name, module, self.env[source], self.events[source])
+        elif n.op == "call_function":
+            events = self._followed(n, result)
+        self.events[n] = events
+        for source in self.user_to_last_uses.get(n, ()):  # as the interpreter does with values
+            self.events.pop(source, None)
         return result
 
-    def _counted(self, n: fx.Node, result: Any) -> float | None:
-        if n.op == "placeholder":
-            return 1.0 if self.whole else None
-        if n.op == "call_module":
-            module = self.snn.network.get_submodule(str(n.target))
-            if isinstance(module, Activation):
-                self._spikes(str(n.target), module.neuron, result)
-                return 1.0
-            if isinstance(module, LAYERS):
-                (source,) = n.all_input_nodes
-                self._layer(str(n.target), module, self.env[source], self.units[source])
-            return None
-        if n.op != "call_function":
-            return None
-        units = [self.units[source] for source in n.all_input_nodes if isinstance(self.env.get(source), Tensor)]
-        return _unit(n, units, result, self.env)
-
-    def _spikes(self, name: str, neuron: nn.Module, sent: Tensor) -> None:
-        first, second = sent.chunk(2, 2) if isinstance(neuron, LIFPair) else (sent, sent[:, :, :0])
-        axes = tuple(range(1, sent.ndim))
-        spikes, bursts = ((part != 0).double().sum(axes) for part in (first, second))
-        if name in self.fired:
-            _, earlier_spikes, earlier_bursts = self.fired[name]
-            spikes, bursts = spikes + earlier_spikes, bursts + earlier_bursts
-        self.fired[name] = (sent[0, 0].numel(), spikes, bursts)
-
-    def _layer(self, name: str, layer: nn.Module, x: Tensor, unit: float | None) -> None:
-        key = (name, x.shape[1:])
-        if key not in self.reach:
-            self.reach[key] = _reach(layer, (1, *x.shape[1:])).to(x.device)
-        reach = self.reach[key]
-        if unit is None:
-            work = reach.sum().expand(len(x))
+    def _fired(self, name: str, neuron: nn.Module, sent: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What neurons transmit, and the events therein; counts them."""
+        events: Tensor | None = sent
+        pairs = isinstance(neuron, LIFB | LIFPair)
+        if isinstance(neuron, LIFB):
+            second = (sent - 1).relu_()  # of each pair
+            bursts = _total(second)
+            spikes = _total(sent) - bursts
+            sent = (sent - second).addcmul_(second, self.strengths[name].to(sent))  # as the neuron computes it
+        elif isinstance(neuron, LIFPair):
+            spikes, bursts = map(_total, sent.chunk(2, 2))
         else:
-            work = ((x / unit).abs().round().double() * reach).flatten(1).sum(1)
-        varies = len(x) == self.steps * self.batch
-        at_step = work.new_zeros(self.steps)
-        if varies:
-            at_step += work.view(self.steps, self.batch).sum(1)
+            if isinstance(neuron, ConvertedIF):
+                events = sent.sign().abs() if neuron.signed else sent if neuron.binary else sent.sign()
+            elif not isinstance(neuron, IF | LIF | PLIF):  # of somebody's own: may send anything
+                fired = (sent != 0).to(sent.dtype)
+                events = fired if bool((sent.abs() == fired).all()) else None
+            spikes = _total((sent != 0).to(sent.dtype) if events is None else events)
+            bursts = torch.zeros_like(spikes)
+        if name not in self.neurons:
+            self.neurons[name] = _NeuronTally(sent[0, 0].numel() // (1 + isinstance(neuron, LIFPair)), pairs)
+        tally = self.neurons[name]
+        tally.spikes.append(spikes)
+        tally.bursts.append(bursts)
+        return sent, events
+
+    def _weighed(self, name: str, layer: nn.Module, x: Tensor, events: Tensor | None) -> Tensor | None:
+        """Count what a layer costs. What comes out is made of spikes only where it does nothing but scale channels."""
+        if isinstance(layer, ChannelAffine) and not layer.shift.any():
+            return events
+        if name not in self.layers:
+            reach = _reach(layer, x)
+            connections = float(reach.sum()) * x[0].numel() / len(reach)
+            once = len(x) != self.steps * self.batch
+            self.layers[name] = _LayerTally(reach, connections, once, reach.new_zeros(self.steps))
+        tally = self.layers[name]
+        tally.analog = tally.analog or events is None
+        if events is None or tally.analog:
+            return None
+        if isinstance(layer, nn.Conv1d | nn.Conv2d):
+            work = events.sum(1, dtype=torch.float32).flatten(1).double() @ tally.reach
         else:
-            at_step[0] += work.sum()  # computed once
-        kind = self.multiplies if unit is None else self.accumulates
-        kind[name] = kind.get(name, torch.zeros_like(at_step)) + at_step
-
-    def result(self, samples: int) -> Operations:
-        """Averages over samples; copies of a layer after decoupling are one layer."""
-        none = torch.zeros(self.steps, dtype=torch.float64)
-        layers = []
-        for name, ann in self.ann.items():
-            parts = [part for part in {**self.accumulates, **self.multiplies} if _original(part, self.ann) == name]
-            sums = [
-                torch.stack([kind.get(part, none).cpu() for part in parts] or [none]).sum(0) / samples
-                for kind in (self.accumulates, self.multiplies)
-            ]
-            layers.append(LayerOperations(name, tuple(sums[0].tolist()), tuple(sums[1].tolist()), ann))
-        neurons = tuple(
-            NeuronOperations(name, count, tuple((spikes / samples).tolist()), tuple((bursts / samples).tolist()))
-            for name, (count, spikes, bursts) in self.fired.items()
-        )
-        return Operations(tuple(layers), neurons, samples)
-
-
-def _original(part: str, names: dict[str, float]) -> str:
-    """The layer that a layer of the decoupled network is a copy of: `body.3_1` of `body.3`."""
-    if part in names:
-        return part
-    return part.rpartition("_")[0]
-
-
-def _unit(n: fx.Node, units: list[float | None], result: Any, env: dict[fx.Node, Any]) -> float | None:
-    """What an event is worth after a function."""
-    if not units or any(unit is None for unit in units):
+            work = events.sum(tuple(range(1, events.ndim)), dtype=torch.float32).double() * tally.reach[0]
+        if tally.once:
+            tally.accumulates[0] += work.sum()
+        else:
+            tally.accumulates += work.view(self.steps, self.batch).sum(1)
         return None
-    unit = units[0]
-    assert unit is not None
-    target = n.target
-    if target in (fold_time, unfold_time, hold) or target in MAX_POOLS or is_rearrangement(n):
-        return unit
-    if target in (FUNCTIONS["add"], FUNCTIONS["cat"]):
-        return unit if len(set(units)) == 1 and not _adds_constant(n) else None
-    if target is FUNCTIONS["mul"] and isinstance(n.args[1], int | float):
-        return unit * abs(float(n.args[1])) or None
-    source = env[n.all_input_nodes[0]]
-    if target in (F.avg_pool1d, F.avg_pool2d):
-        divisor = n.args[6] if len(n.args) > 6 else n.kwargs.get("divisor_override")
-        if divisor is not None:
-            return unit / float(divisor)  # type: ignore[arg-type]
-        kernel = n.args[1] if len(n.args) > 1 else n.kwargs["kernel_size"]
-        dims = source.ndim - 2
-        window = kernel**dims if isinstance(kernel, int) else int(torch.tensor(kernel).prod())
-        return unit / window
-    if target in (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, FUNCTIONS["mean_axes"]):
-        values, means = source[0].numel(), result[0].numel()
-        return unit * means / values if values % means == 0 else None
-    return unit if target is FUNCTIONS["sum_axes"] else None
+
+    def _followed(self, n: fx.Node, result: Tensor) -> Tensor | None:
+        """Events in the result of a function."""
+        sources = [source for source in n.all_input_nodes if isinstance(self.env[source], Tensor)]
+        if n.target is FUNCTIONS["mul"]:
+            events = self.events[sources[0]]
+            return None if events is None else events.expand_as(result)
+        if any(self.events[source] is None for source in sources):
+            return None
+        handing_on = _handing_on(n)
+        if handing_on is None or (n.target in MAX_POOLS and bool((self.env[sources[0]] < 0).any())):
+            return None
+        if handing_on is n.target and all(self.events[source] is self.env[source] for source in sources):
+            return result
+        args, kwargs = fx.node.map_arg(
+            (n.args, n.kwargs), lambda node: self.events[node] if node in sources else self.env[node]
+        )
+        return handing_on(*args, **kwargs)
+
+    def result(self) -> Operations:
+        """Averages over samples; copies of a layer that decoupling made are one layer."""
+        layers: dict[str, LayerOperations] = {}
+        for name, tally in self.layers.items():
+            runs = [1.0] * self.steps if not tally.once else [1.0] + [0.0] * (self.steps - 1)
+            dense = tuple(run * tally.connections * tally.analog for run in runs)
+            sparse = tuple((tally.accumulates / self.samples * (not tally.analog)).tolist())
+            original = layers.get(self.origins.get(name, name))
+            if original is None:
+                layers[name] = LayerOperations(name, sparse, dense, tally.connections)
+            else:
+                both = (_totals([original.accumulates, sparse]), _totals([original.multiply_accumulates, dense]))
+                layers[original.name] = LayerOperations(original.name, *both, original.ann)
+        neurons = tuple(
+            NeuronOperations(name, tally.neurons, self._mean(tally.spikes), self._mean(tally.bursts), tally.pairs)
+            for name, tally in self.neurons.items()
+        )
+        return Operations(tuple(layers.values()), neurons, self.samples, self.whole)
+
+    def _mean(self, counts: list[Tensor]) -> tuple[float, ...]:
+        return tuple((torch.stack(counts).sum(0) / self.samples).tolist())
 
 
-def _adds_constant(n: fx.Node) -> bool:
-    return any(not isinstance(argument, fx.Node) or argument.op == "get_attr" for argument in n.args[:2]) and (
-        n.target is FUNCTIONS["add"]
-    )
+def _total(events: Tensor) -> Tensor:
+    """Events at each step, `[T]`. Single precision counts those of one sample exactly: they are fewer than 2^24."""
+    return events.sum(tuple(range(2, events.ndim)), dtype=torch.float32).double().sum(1)
 
 
-def _reach(layer: nn.Module, shape: torch.Size | tuple[int, ...]) -> Tensor:
-    """For each input of a layer how many outputs it reaches, `[1, C, ...]`."""
+def _handing_on(n: fx.Node) -> Callable[..., Tensor] | None:
+    """The function for events that belongs to a node's for values; None where spikes do not pass."""
+    target: Any = n.target
+    if target is FUNCTIONS["add"]:
+        constant = any(not isinstance(argument, fx.Node) for argument in n.args)
+        return None if constant else target
+    if target is F.interpolate:
+        mode = n.args[3] if len(n.args) > 3 else n.kwargs.get("mode", "nearest")
+        return target if str(mode).startswith("nearest") else None
+    if target in _UNCHANGED or is_rearrangement(n):
+        return target
+    return _SUMMING.get(target)
+
+
+_UNCHANGED = (fold_time, unfold_time, hold, FUNCTIONS["cat"], FUNCTIONS["sum_axes"], *MAX_POOLS)
+
+
+def _summing_pool1d(
+    x: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False, *_: Any, **__: Any
+) -> Tensor:
+    """`avg_pool1d` without the division."""
+    kernel, stride, padding = ((0, *_single(size)) for size in (kernel_size, stride or kernel_size, padding))
+    wide = F.avg_pool2d(x.unsqueeze(2), (1, kernel[1]), (1, stride[1]), padding, ceil_mode, divisor_override=1)
+    return wide.squeeze(2)
+
+
+def _summing_pool2d(
+    x: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False, *_: Any, **__: Any
+) -> Tensor:
+    """`avg_pool2d` without the division."""
+    return F.avg_pool2d(x, kernel_size, stride, padding, ceil_mode, divisor_override=1)
+
+
+def _single(size: Any) -> tuple[int]:
+    return (size,) if isinstance(size, int) else tuple(size)
+
+
+def _summing_adaptive(pool: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`adaptive_avg_pool` without the division: windows differ in size, and overlap, where sizes do not divide."""
+
+    def sums(input: Tensor, output_size: Any) -> Tensor:
+        pooled = pool(input, output_size)
+        for axis in range(2, input.ndim):
+            n, m = input.shape[axis], pooled.shape[axis]
+            widths = input.new_tensor([-(-(i + 1) * n // m) - i * n // m for i in range(m)])
+            pooled = pooled * widths.view(-1, *(1,) * (input.ndim - axis - 1))
+        return pooled.round()
+
+    return sums
+
+
+_SUMMING: dict[Any, Callable[..., Tensor]] = {
+    F.avg_pool1d: _summing_pool1d,
+    F.avg_pool2d: _summing_pool2d,
+    F.adaptive_avg_pool1d: _summing_adaptive(F.adaptive_avg_pool1d),
+    F.adaptive_avg_pool2d: _summing_adaptive(F.adaptive_avg_pool2d),
+    FUNCTIONS["mean_axes"]: sum_axes,
+}
+"""Averages as the sums of events that they are."""
+
+
+def _reach(layer: nn.Module, x: Tensor) -> Tensor:
+    """How many outputs a layer's inputs reach: `[H W]` for each place of a channel, or `[1]` where all reach as many.
+
+        reach[i] = out_channels / groups  prod over axes  number of (o, k) with stride o + dilation k - padding = i
+
+    with outputs o and taps k along an axis.
+    """
+    if isinstance(layer, ChannelAffine):
+        return x.new_ones(1, dtype=torch.float64)
     assert isinstance(layer, LAYERS)
-    device = layer.weight.device
     if isinstance(layer, nn.Linear):
-        return torch.full(tuple(shape), float(layer.out_features), dtype=torch.float64, device=device)
-    ones = torch.ones_like(layer.weight, dtype=torch.float64)
-    settings: dict[str, Any] = {
-        "stride": layer.stride,
-        "padding": layer.padding,
-        "dilation": layer.dilation,
-        "groups": layer.groups,
-    }
-    convolve = F.conv1d if isinstance(layer, nn.Conv1d) else F.conv2d
-    with torch.enable_grad():
-        x = torch.zeros(tuple(shape), dtype=torch.float64, device=device, requires_grad=True)
-        (reach,) = torch.autograd.grad(convolve(x, ones, **settings).sum(), x)
+        return x.new_full((1,), layer.out_features, dtype=torch.float64)
+    reach = x.new_full((1,), layer.out_channels // layer.groups, dtype=torch.float64)
+    settings = (x.shape[2:], layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+    for size, kernel, stride, padding, dilation in zip(*settings, strict=True):  # type: ignore[arg-type]
+        outputs = (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+        places = stride * torch.arange(outputs).unsqueeze(1) + dilation * torch.arange(kernel) - padding
+        inside = places[(places >= 0) & (places < size)]
+        reach = torch.outer(reach, torch.bincount(inside, minlength=size).to(reach)).flatten()
     return reach
 
 
+def _origins(graph: fx.GraphModule) -> dict[str, str]:
+    """Of the layers of a decoupled network those that are copies, and what they are copies of.
+
+    `weigh_spikes` adds the results of copies to that of the original in order, names them after it, `body.3_1`, and
+    leaves the bias to it.
+    """
+    found = {}
+    for node in graph.graph.nodes:
+        if node.op != "call_module" or not isinstance(layer := graph.get_submodule(str(node.target)), LAYERS):
+            continue
+        for user in node.users:
+            if layer.bias is None and user.target is FUNCTIONS["add"] and user.args[1] is node:
+                first = user.args[0]
+                while first.target is FUNCTIONS["add"]:
+                    first = first.args[0]
+                if str(node.target).startswith(f"{first.target}_"):
+                    found[str(node.target)] = str(first.target)
+    return found
+
+
 def _totals(rows: Iterable[tuple[float, ...]]) -> tuple[float, ...]:
-    return tuple(map(sum, zip(*rows, strict=True)))
+    return tuple(map(math.fsum, zip(*rows, strict=True)))
+
+
+def _rounded(count: float) -> str:
+    return f"{count:,.0f}"

@@ -1,7 +1,6 @@
 """NIR files with a receipt: what was written, what NIR cannot say, and how the file compares with the network."""
 
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -9,19 +8,20 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 
 from ranvier import provenance
-from ranvier.atomic import tuples, write_json
-from ranvier.checks import check_count
+from ranvier.atomic import replacing, tuples, write_json
+from ranvier.checks import check_count, shape_of
 from ranvier.conversion.trace_network import example_images
 from ranvier.evaluation import record_spikes
 from ranvier.evaluation.mode import evaluating
 from ranvier.export.nir_read import from_nir
-from ranvier.export.nir_write import count_neurons, cut, write_nir
-from ranvier.models import Network
-from ranvier.nn import LIFB, LIFPair, Neuron
+from ranvier.export.nir_write import Written, content_of, count_neurons, cut, precision_of, translated
+from ranvier.models import Network, SpikingNetwork
+from ranvier.nn import LIFB, AffineIF, LIFPair, Neuron
 
 __all__ = ["NIRReceipt", "from_nir", "to_nir"]
 
@@ -57,18 +57,18 @@ class NIRReceipt:
     @property
     def largest_mismatch(self) -> float:
         """Of all layers."""
-        return max(self.spike_mismatch.values())
+        return max(self.spike_mismatch.values(), default=0.0)
 
     def __rich__(self) -> Table:
         """Table for the terminal."""
-        title = f"{self.path}: {self.neurons:,} neurons, {self.bytes / 1e6:.1f} MB, dt = {self.dt:g} s"
+        title = f"{escape(self.path)}: {self.neurons:,} neurons, {self.bytes / 1e6:.1f} MB, dt = {self.dt:g} s"
         caption = f"compared on {self.samples} images, {self.steps} steps"
         table = Table(title=title, caption=caption, min_width=72, show_header=False)
         table.add_column("", overflow="fold")
         table.add_column("", overflow="fold")
         table.add_row("nodes", ", ".join(f"{count} {kind}" for kind, count in self.nodes.items()))
         for what, names in self.unsaid.items():
-            table.add_row(f"not in NIR: {what}", f"{cut(names)} (metadata)")
+            table.add_row(f"not in NIR: {what}", f"{escape(cut(names))} (metadata)")
         table.add_row("read back: largest spike mismatch", _share(self.largest_mismatch))
         table.add_row("read back: largest difference of logits", f"{self.logit_difference:.1e} of the largest")
         table.add_row("read back: same predictions", _share(self.same_predictions))
@@ -88,6 +88,7 @@ class NIRReceipt:
         return cls(**content)
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def to_nir(
     model: nn.Module,
@@ -95,7 +96,7 @@ def to_nir(
     *,
     dt: float = 1e-3,
     images: Tensor | None = None,
-    steps: int = 4,
+    steps: int | None = None,
     strict: bool = False,
 ) -> NIRReceipt:
     """Write a spiking network to a NIR file, read it back, and say what is the same.
@@ -107,14 +108,15 @@ def to_nir(
 
     NIR has no soft reset, no neuron that resets another, no initial potential, and neurons that fire only above the
     threshold. These are written as metadata, which `from_nir` reads and other tools ignore; the receipt names them, and
-    how much the network changes without them.
+    how much the network changes without them. With `strict` they are refused, but for ties: the threshold is then the
+    largest number of the potential's precision below ours, so that a potential equal to ours is above it.
 
     Args:
-        model: A `Network` of `ranvier.models`, or what `convert` or `decouple` made.
+        model: A `Network` of `ranvier.models`, or what `convert`, `decouple` or `from_nir` made.
         path: The file, by custom `*.nir`.
         dt: Seconds of a step.
         images: `[B, ...]` to compare on, and for the size of images; random ones if None.
-        steps: T of the comparison.
+        steps: T of the comparison; None for that which the network was converted for, else 4.
         strict: Raise rather than leave anything out of the graph proper.
 
     Returns:
@@ -124,39 +126,52 @@ def to_nir(
         ConversionError: A part that NIR cannot say, such as max-pooling, concatenation or self-attention; it is named.
         ImportError: The package nir is missing.
         OSError: The file cannot be written; an older one is untouched.
-        ValueError: `strict`, and something would be left out.
+        TypeError: `model` is no spiking network of ranvier, or `images` is no floating tensor.
+        ValueError: `strict`, and something would be left out; or images that the network does not take.
 
+    >>> import tempfile
     >>> from ranvier.models import mlp
-    >>> receipt = to_nir(mlp([64, 32, 10]), "/tmp/mlp.nir", dt=1e-3)  # doctest: +SKIP
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     receipt = to_nir(mlp([64, 32, 10]), f"{folder}/mlp.nir", dt=1e-3, strict=True)
+    >>> receipt.nodes, receipt.largest_mismatch
+    ({'Input': 1, 'Affine': 2, 'LIF': 1, 'Output': 1}, 0.0)
     """
-    check_count("steps", steps)
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    steps = getattr(model, "steps", 4) if steps is None else steps
+    check_count("steps", steps)
+    if images is not None:
+        images = _prepared(images, model)
+    traced, written, graph = translated(model, images, dt, strict)
     if images is None:
-        if not isinstance(model, Network):
-            raise ValueError("images are needed to write this network: a batch [B, ...] as it takes them.")
+        assert isinstance(model, Network)  # of others the trace wants images
         images = example_images(model, 8)
-    traced, written = write_nir(model, Path(path), images, dt, strict)
-    read, plain = (from_nir(path, use_metadata=use).to(images.device) for use in (True, False))
-    with evaluating(model):
+    with evaluating(model):  # before anything is written: a network may not run so many steps
         spikes = dict(zip(traced.neurons, binary_spikes_of(model, images, steps), strict=True))
         logits = model(images, steps)
-    found, seen = read(images, steps), plain(images, steps)
-    return NIRReceipt(
-        path=str(path),
-        dt=float(dt),
-        steps=steps,
-        samples=len(images),
-        nodes=dict(Counter(type(node).__name__ for node in written.nodes.values())),
-        neurons=count_neurons(written),
-        unsaid={what: tuple(names) for what, names in written.unsaid.items()},
-        spike_mismatch=_mismatch(spikes, record_spikes(read, images, steps)),
-        logit_difference=float((found - logits).abs().max() / logits.abs().max().clamp_min(1e-12)),
-        same_predictions=_same(found, logits),
-        plain_spike_mismatch=max(_mismatch(spikes, record_spikes(plain, images, steps)).values()),
-        plain_same_predictions=_same(seen, logits),
-        bytes=os.path.getsize(path),
-        versions=provenance.versions(),
-    )
+    spikes = {name: sent for name, sent in spikes.items() if _fires(traced.neurons[name])}
+    with replacing(path) as temporary:
+        size = temporary.write_bytes(content_of(graph))
+        read, plain = (from_nir(temporary, use_metadata=use).to(images.device) for use in (True, False))
+        images = images.to(precision_of(traced))
+        found, seen = read(images, steps), plain(images, steps)
+        return NIRReceipt(
+            path=str(path),
+            dt=float(dt),
+            steps=steps,
+            samples=len(images),
+            nodes=dict(Counter(type(node).__name__ for node in written.nodes.values())),
+            neurons=count_neurons(written),
+            unsaid={what: tuple(names) for what, names in written.unsaid.items()},
+            spike_mismatch=_mismatch(spikes, record_spikes(read, images, steps), written),
+            logit_difference=float((found - logits).abs().max() / logits.abs().max().clamp_min(1e-12)),
+            same_predictions=_same(found, logits),
+            plain_spike_mismatch=max(
+                _mismatch(spikes, record_spikes(plain, images, steps), written).values(), default=0.0
+            ),
+            plain_same_predictions=_same(seen, logits),
+            bytes=size,
+            versions=provenance.versions(),
+        )
 
 
 def binary_spikes_of(model: nn.Module, images: Tensor, steps: int) -> list[Tensor]:
@@ -178,20 +193,41 @@ def binary_spikes_of(model: nn.Module, images: Tensor, steps: int) -> list[Tenso
     return found
 
 
+def _prepared(images: Tensor, model: nn.Module) -> Tensor:
+    """Images where the network is, in its precision, once they are such as it takes."""
+    if not isinstance(model, SpikingNetwork):
+        raise TypeError(
+            f"model is a {type(model).__name__}, but must be a network of ranvier.models, or what ranvier.conversion "
+            "made."
+        )
+    if not isinstance(images, Tensor) or not images.is_floating_point():
+        came = f"a tensor of {images.dtype}" if isinstance(images, Tensor) else f"a {type(images).__name__}"
+        raise TypeError(f"images are {came}, but must be a floating torch.Tensor [B, ...].")
+    if images.ndim not in model.frame_dims or len(images) == 0:
+        ranks = " or ".join(map(str, model.frame_dims))
+        raise ValueError(
+            f"images have shape {shape_of(images)}, but must be a batch of constant images [B, ...] with {ranks} "
+            "dimensions. Of a sequence [T, B, ...] pass one step, images[0]."
+        )
+    parameter = next(model.parameters(), None)
+    return images if parameter is None else images.to(parameter.device, parameter.dtype)
+
+
+def _fires(neuron: Neuron) -> bool:
+    return not isinstance(neuron, AffineIF) or neuron.params.fires
+
+
 def _same(logits: Tensor, others: Tensor) -> float:
     """Share of equal answers."""
     return float((logits.mean(0).argmax(1) == others.mean(0).argmax(1)).double().mean())
 
 
-def _mismatch(spikes: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> dict[str, float]:
+def _mismatch(spikes: Mapping[str, Tensor], others: Mapping[str, Tensor], written: Written) -> dict[str, float]:
     """Share of differing spikes by layer; pairs of the one network may be two layers of the other."""
-    layers = {path.removeprefix("network.").removesuffix(".neuron"): sent for path, sent in others.items()}
     found: dict[str, float] = {}
     for name, sent in spikes.items():
-        path = name.replace(".", "_")
-        other = layers[path]
-        if other.shape != sent.shape:
-            other = torch.cat((other, layers[f"{path}_burst"]), 2)
+        paths = (f"network.{node}.neuron" for node in written.neurons[name])
+        other = torch.cat([others[path] for path in paths if path in others], 2)
         found[name] = float((sent != other).double().mean())
     return found
 

@@ -3,12 +3,19 @@
 NIR's neurons, in steps of dt: tau dv/dt = v_leak - v + r x (LIF), dv/dt = r x (IF); a spike of 1 when v exceeds the
 threshold, after which v is `v_reset`. So a LIF neuron of ours with tau steps has tau dt seconds and r = 1, and an IF
 neuron has r = 1/dt.
+
+A potential is a floating number, and `v >= theta` is `v > theta'` with theta' the largest number below theta. Strict
+files have that as threshold, and so say that ties fire; others have theta itself, which is what people expect to read.
 """
 
+import inspect
+import io
+import keyword
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,13 +24,19 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ranvier import provenance
-from ranvier.atomic import replacing
-from ranvier.checks import check_positive
 from ranvier.conversion import ConversionError
 from ranvier.conversion.binary_spikes import binary_spikes
 from ranvier.conversion.draft import sizes
 from ranvier.conversion.trace_network import TracedNetwork, trace_network
-from ranvier.conversion.vocabulary import FUNCTIONS, ChannelAffine, is_site, mean_axes, reshape_samples, slice_axis
+from ranvier.conversion.vocabulary import (
+    FUNCTIONS,
+    ChannelAffine,
+    is_site,
+    mean_axes,
+    reshape_samples,
+    slice_axis,
+    sum_axes,
+)
 from ranvier.nn import IF, LIF, PLIF, AffineIF, ConvertedIF, LIFPair, Neuron
 
 if TYPE_CHECKING:
@@ -31,8 +44,11 @@ if TYPE_CHECKING:
 
 FORMAT = "ranvier_format"
 """Key of the graph's metadata with the number of this layout."""
+NEWEST = 1
+"""The newest layout that is known here."""
 PAIR = "ranvier_first_of_pair"
 """Key of a node's metadata with the name of the neuron whose spikes reset this one, too."""
+TIES = "a tie with the threshold fires"
 
 
 @dataclass
@@ -43,6 +59,8 @@ class Written:
     edges: list[tuple[str, str]] = field(default_factory=list)
     unsaid: dict[str, list[str]] = field(default_factory=dict)
     """Names of neurons by what NIR cannot say of them."""
+    neurons: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Nodes of each layer of neurons of the traced network, by its name: two of a pair."""
 
 
 def import_nir() -> Any:
@@ -51,46 +69,71 @@ def import_nir() -> Any:
         import nir
     except ImportError as error:
         raise ImportError("NIR files need the package nir: pip install 'ranvier[export]'.") from error
+    if "type_check" not in inspect.signature(nir.read).parameters:
+        raise ImportError(f"nir is version {nir.version}, but 1.0.7 or newer is needed: pip install -U nir.")
     return nir
 
 
-def write_nir(
-    model: nn.Module, path: Path, images: Tensor | None, dt: float, strict: bool
-) -> tuple[TracedNetwork, Written]:
-    """Write a network, decoupled and with normalisation folded, to one NIR file; see `to_nir`."""
+def translated(
+    model: nn.Module, images: Tensor | None, dt: float, strict: bool
+) -> tuple[TracedNetwork, Written, "nir.NIRGraph"]:
+    """A network, decoupled and with normalisation folded, as a NIR graph; see `to_nir`."""
     nir = import_nir()
-    check_positive("dt", dt)
+    if not 0 < dt < math.inf:
+        raise ValueError(f"dt is {dt}, but a step takes more than 0 seconds, and no infinite time.")
     traced = binary_spikes(trace_network(model, images))
-    writer = _Writer(traced, dt)
-    written = writer.run()
+    written = _Writer(traced, float(dt), strict).run()
     if strict and written.unsaid:
         raise ValueError(
             "NIR cannot say everything about this network: "
-            + "; ".join(
-                f"{what} ({', '.join(names[:3])}{', ...' * (len(names) > 3)})" for what, names in written.unsaid.items()
-            )
+            + "; ".join(f"{what} ({cut(names)})" for what, names in written.unsaid.items())
             + ". Write it with strict=False, which keeps it as metadata that ranvier reads and others ignore, or train "
             "with hard reset and without bursts."
         )
     metadata = {
-        FORMAT: 1,
+        FORMAT: NEWEST,
         "dt": float(dt),
-        "written_by": f"ranvier {provenance.versions()['ranvier']}",
+        "dtype": str(precision_of(traced)).removeprefix("torch."),
         "frame_dims": list(traced.frame_dims),
+        "written_by": f"ranvier {provenance.versions()['ranvier']}",
     }
-    graph = nir.NIRGraph(nodes=written.nodes, edges=written.edges, metadata=metadata)
-    with replacing(path) as temporary:
-        nir.write(temporary, graph)
-    return traced, written
+    return traced, written, nir.NIRGraph(nodes=written.nodes, edges=written.edges, metadata=metadata)
+
+
+def content_of(graph: "nir.NIRGraph") -> bytes:
+    """The file of a graph. In memory, since HDF5 has errors of its own for full disks."""
+    buffer = io.BytesIO()
+    import_nir().write(buffer, graph)
+    return buffer.getvalue()
+
+
+def precision_of(traced: TracedNetwork) -> torch.dtype:
+    """What potentials are kept in: float64 in a network of that, else float32."""
+    double = any(parameter.dtype == torch.float64 for parameter in traced.graph.parameters())
+    return torch.float64 if double else torch.float32
+
+
+def node_name(name: str) -> str:
+    """A name as other tools take it: an identifier that is no word of Python and no attribute of a module of torch."""
+    name = re.sub(r"\W", "_", name, flags=re.ASCII)
+    taken = keyword.iskeyword(name) or hasattr(_module(), name)
+    return f"node_{name}" if taken or not name[:1].isalpha() else name
+
+
+@cache
+def _module() -> fx.GraphModule:
+    return fx.GraphModule(nn.Module(), fx.Graph())
 
 
 class _Writer:
     """Translates the nodes of a traced network in order; each becomes the names of NIR nodes whose outputs add up."""
 
-    def __init__(self, traced: TracedNetwork, dt: float) -> None:
+    def __init__(self, traced: TracedNetwork, dt: float, strict: bool) -> None:
         self.nir = import_nir()
         self.traced = traced
         self.dt = dt
+        self.strict = strict
+        self.dtype = np.dtype("float64" if precision_of(traced) == torch.float64 else "float32")
         self.out = Written()
         self.names: dict[fx.Node, tuple[str, ...]] = {}
         self.halves: dict[fx.Node, tuple[str, str]] = {}
@@ -98,7 +141,7 @@ class _Writer:
     def run(self) -> Written:
         for node in self.traced.graph.graph.nodes:
             if node.op == "placeholder":
-                self.names[node] = (self.add("input", self.nir.Input(input_type={"input": np.array(sizes(node))}), ()),)
+                self.input(node)
             elif node.op == "output":
                 source = node.all_input_nodes[0]
                 output = self.nir.Output(output_type={"output": np.array(sizes(source))})
@@ -113,10 +156,20 @@ class _Writer:
                 self.function(node)
         return self.out
 
+    def input(self, node: fx.Node) -> None:
+        """The images, as a vector where they are flattened anyway: readers disagree about flattening."""
+        shape = sizes(node)
+        flat = all(user.target is reshape_samples and sizes(user) == (math.prod(shape),) for user in node.users)
+        shape = (math.prod(shape),) if flat and math.prod(shape) == shape[0] else shape
+        name = self.add("input", self.nir.Input(input_type={"input": np.array(shape)}), ())
+        self.names[node] = (name,)
+        if shape != sizes(node):
+            self.names |= dict.fromkeys(node.users, (name,))
+
     def add(self, name: str, node: "nir.NIRNode", sources: tuple[str, ...]) -> str:
         """A node with the sum of `sources` as input, under `name` or, if that is taken, a numbered one."""
-        name = name.replace(".", "_")
-        free, count = name, 0
+        free = name = node_name(name)
+        count = 0
         while free in self.out.nodes:
             count += 1
             free = f"{name}_{count}"
@@ -136,42 +189,61 @@ class _Writer:
     def neuron(self, node: fx.Node) -> None:
         name = str(node.target)
         neuron = self.traced.neurons[name]
-        shape = sizes(node)
         if isinstance(neuron, LIFPair):
             self.pair(node, name, neuron)
             return
-        self.names[node] = (self.add(name, self.plain(name, neuron, shape), self.names[node.all_input_nodes[0]]),)
+        self.chain(node, name, self.plain(name, neuron, sizes(node)))
+        self.out.neurons[name] = self.names[node]
 
     def plain(self, name: str, neuron: Neuron, shape: tuple[int, ...]) -> "nir.NIRNode":
         """One neuron layer of `shape`."""
         if isinstance(neuron, ConvertedIF):
             return self.converted(name, neuron, shape)
         if isinstance(neuron, AffineIF):
-            return self.affine_neuron(name, neuron, shape)
+            return self.affine(name, neuron, shape)
         if not isinstance(neuron, IF | LIF | PLIF):
             raise ConversionError(
                 f"{name}: a {type(neuron).__name__} has no counterpart in NIR. Neurons that can be written are IF, "
                 "LIF, PLIF, LIFB and those of converted networks."
             )
-        metadata: dict[str, Any] = {"ranvier_neuron": type(neuron).__name__, "ranvier_ties_fire": True}
-        self.unsaid("a tie with the threshold fires", name)
-        if neuron.params.reset == "soft":
+        own = neuron.params
+        metadata: dict[str, Any] = {"ranvier_neuron": type(neuron).__name__, "ranvier_v_threshold": own.v_threshold}
+        fired = self.fired(name, np.full(shape, own.v_threshold, self.dtype), True, own.reset, metadata)
+        if isinstance(neuron, IF):
+            return self.nir.IF(r=np.full(shape, 1 / self.dt), **fired)
+        if isinstance(neuron, PLIF):
+            metadata["ranvier_decay"] = float(neuron.decay)
+            tau = neuron.tau
+        else:
+            tau = metadata["ranvier_tau_steps"] = float(neuron.params.tau)
+        return self.nir.LIF(
+            tau=np.full(shape, tau * self.dt), r=np.ones(shape), v_leak=np.zeros(shape, self.dtype), **fired
+        )
+
+    def fired(
+        self,
+        name: str,
+        threshold: np.ndarray,
+        ties_fire: bool,
+        reset: str,
+        metadata: dict[str, Any],
+        v_reset: np.ndarray | None = None,
+    ) -> dict[str, Any]:
+        """What happens at the threshold, in NIR's words; the rest as metadata.
+
+        Thresholds have the precision of the potentials that are compared with them; tau and r have double precision,
+        so that `tau / dt` is the number of steps that it was.
+        """
+        if ties_fire and self.strict:
+            threshold = np.nextafter(threshold, threshold.dtype.type(-np.inf))
+        elif ties_fire:
+            metadata["ranvier_ties_fire"] = True
+            self.unsaid(TIES, name)
+        if reset == "soft":
             metadata["ranvier_reset"] = "soft"
             self.unsaid("soft reset", name)
-        threshold = self.full(neuron.params.v_threshold, shape)
-        zero = np.zeros_like(threshold)
-        if isinstance(neuron, IF):
-            return self.nir.IF(r=self.full(1 / self.dt, shape), v_threshold=threshold, v_reset=zero, metadata=metadata)
-        tau = neuron.params.tau if isinstance(neuron, LIF) else neuron.tau
-        metadata["ranvier_tau_steps"] = float(tau)
-        return self.nir.LIF(
-            tau=self.full(tau * self.dt, shape),
-            r=np.ones_like(threshold),
-            v_leak=zero,
-            v_threshold=threshold,
-            v_reset=zero.copy(),
-            metadata=metadata,
-        )
+        v_reset = np.zeros_like(threshold) if v_reset is None else v_reset
+        return {"v_threshold": threshold, "v_reset": v_reset, "metadata": metadata}
 
     def pair(self, node: fx.Node, name: str, neuron: LIFPair) -> None:
         """Two LIF nodes on one input; the second's coupling is metadata."""
@@ -188,68 +260,43 @@ class _Writer:
             second.metadata[PAIR] = first
             self.unsaid("reset by another neuron's spike", burst)
         self.halves[node] = (first, self.add(burst, second, sources))
+        self.out.neurons[name] = self.halves[node]
 
     def converted(self, name: str, neuron: ConvertedIF, shape: tuple[int, ...]) -> "nir.NIRNode":
         """An IF neuron with what calibration found."""
-        threshold = self.full(neuron.threshold, shape)
         metadata: dict[str, Any] = {
             "ranvier_neuron": "ConvertedIF",
-            "ranvier_ties_fire": True,
-            "ranvier_reset": "soft",
             "ranvier_signed": neuron.signed,
-            "ranvier_v_init": neuron.v_init.cpu().numpy(),
-            "ranvier_bias": neuron.bias.cpu().numpy(),
+            "ranvier_v_init": array_of(neuron.v_init),
+            "ranvier_bias": array_of(neuron.bias),
         }
-        self.unsaid("a tie with the threshold fires", name)
-        self.unsaid("soft reset", name)
+        per_channel = array_of(neuron.threshold).reshape(-1, *(1,) * (len(shape) - 1))
+        fired = self.fired(name, np.broadcast_to(per_channel, shape).copy(), True, "soft", metadata)
         if neuron.signed:
             self.unsaid("spikes that are taken back", name)
         if bool((neuron.v_init != 0).any()):
             self.unsaid("initial potential", name)
         if bool((neuron.bias != 0).any()):
             self.unsaid("bias of each step", name)
-        return self.nir.IF(
-            r=self.full(1 / self.dt, shape),
-            v_threshold=threshold,
-            v_reset=np.zeros_like(threshold),
-            metadata=metadata,
-        )
+        return self.nir.IF(r=np.full(shape, 1 / self.dt), **fired)
 
-    def affine_neuron(self, name: str, neuron: AffineIF, shape: tuple[int, ...]) -> "nir.NIRNode":
+    def affine(self, name: str, neuron: AffineIF, shape: tuple[int, ...]) -> "nir.NIRNode":
         """What was read from NIR goes back as it came."""
-        decay, drive, gain = (self.full(value, shape) for value in (neuron.decay, neuron.drive, neuron.gain))
-        leaky = bool((decay != 1).any())
-        if not neuron.params.fires:
-            if leaky:
-                tau = self.dt / (1 - decay)
-                return self.nir.LI(tau=tau, r=gain * tau / self.dt, v_leak=drive * tau / self.dt)
-            return self.nir.I(r=gain / self.dt)
-        metadata: dict[str, Any] = {}
-        if neuron.params.ties_fire:
-            metadata["ranvier_ties_fire"] = True
-            self.unsaid("a tie with the threshold fires", name)
-        if neuron.params.reset == "soft":
-            metadata["ranvier_reset"] = "soft"
-            self.unsaid("soft reset", name)
-        fired = {
-            "v_threshold": self.full(neuron.v_threshold, shape),
-            "v_reset": self.full(neuron.v_reset, shape),
-            "metadata": metadata,
-        }
-        if leaky:
-            tau = self.dt / (1 - decay)
-            return self.nir.LIF(tau=tau, r=gain * tau / self.dt, v_leak=drive * tau / self.dt, **fired)
-        return self.nir.IF(r=gain / self.dt, **fired)
+
+        def full(value: Tensor) -> np.ndarray:
+            return np.broadcast_to(array_of(value), shape).copy()
+
+        own = neuron.params
+        kind = ("L" if own.leaky else "") + "I" + ("F" if own.fires else "")
+        given: dict[str, Any] = {"r": full(neuron.r.double() if own.leaky else neuron.r.double() / self.dt)}
+        if own.leaky:
+            given |= {"tau": full(neuron.tau.double() * self.dt), "v_leak": full(neuron.v_leak)}
+        if own.fires:
+            given |= self.fired(name, full(neuron.v_threshold), own.ties_fire, own.reset, {}, full(neuron.v_reset))
+        return getattr(self.nir, kind)(**given)
 
     def unsaid(self, what: str, name: str) -> None:
         self.out.unsaid.setdefault(what, []).append(name)
-
-    def full(self, value: float | Tensor, shape: tuple[int, ...]) -> np.ndarray:
-        """A number, one for each channel, or one for each neuron, as an array of all neurons."""
-        tensor = torch.as_tensor(value)
-        if tensor.ndim == 1 and len(shape) > 1:
-            tensor = tensor.view(-1, *(1,) * (len(shape) - 1))
-        return array_of(tensor.expand(shape))
 
     # Layers
 
@@ -289,7 +336,7 @@ class _Writer:
         if layer.padding_mode != "zeros":
             raise self.refuse(node, f"pads with {layer.padding_mode}", "NIR pads with zeros.")
         weight = array_of(_without_groups(layer))
-        bias = array_of(torch.zeros(layer.out_channels) if layer.bias is None else layer.bias)
+        bias = np.zeros(layer.out_channels, weight.dtype) if layer.bias is None else array_of(layer.bias)
         padding = (0,) * len(kernel) if isinstance(layer.padding, str) else layer.padding
         if isinstance(layer, nn.Conv1d):
             return self.nir.Conv1d(
@@ -334,7 +381,7 @@ class _Writer:
             self.scale(node)
         elif node.target is reshape_samples:
             self.reshape(node, source)
-        elif node.target in (F.avg_pool2d, F.adaptive_avg_pool2d, mean_axes):
+        elif node.target in (F.avg_pool2d, F.adaptive_avg_pool2d, mean_axes, sum_axes):
             self.pool(node, source)
         else:
             name = next((name for name, function in FUNCTIONS.items() if function is node.target), node.name)
@@ -370,10 +417,14 @@ class _Writer:
             tensor = self.traced.graph.get_buffer(str(factor.target))
             tensor = tensor[0] if tensor.ndim == len(sizes(node)) + 1 else tensor
         else:
-            tensor = torch.as_tensor(float(factor))  # type: ignore[arg-type]
+            tensor = torch.tensor(float(factor), dtype=precision_of(self.traced))  # type: ignore[arg-type]
+        if sizes(node) != sizes(source):
+            raise self.refuse(node, f"repeats {list(sizes(source))} to {list(sizes(node))}", "Give it its full shape.")
         self.chain(node, node.name, self.nir.Scale(scale=array_of(tensor.expand(sizes(node)))))
 
     def reshape(self, node: fx.Node, source: fx.Node) -> None:
+        if node in self.names:  # the input came as a vector
+            return
         if sizes(node) == sizes(source):
             self.names[node] = self.names[source]
         elif len(sizes(node)) == 1:
@@ -383,17 +434,17 @@ class _Writer:
             raise self.refuse(node, f"reshapes to {list(sizes(node))}", "NIR can only flatten to a vector.")
 
     def pool(self, node: fx.Node, source: fx.Node) -> None:
-        """Average pooling with a kernel, whatever way it was written."""
+        """Averages and sums over windows, whatever way they were written."""
         before, after = sizes(source), sizes(node)
         if len(before) != 3:
-            raise self.refuse(node, f"averages {list(before)}", "NIR has average pooling of images [C, H, W].")
+            raise self.refuse(node, f"pools {list(before)}", "NIR pools images [C, H, W].")
         if node.target is F.avg_pool2d:
             kernel, stride, padding = _pooling(node)
         else:
-            if node.target is mean_axes:
+            if node.target in (mean_axes, sum_axes):
                 axes = {axis % 4 for axis in node.args[1]}  # type: ignore[operator, union-attr]
                 if axes != {2, 3}:
-                    raise self.refuse(node, f"averages over axes {sorted(axes)}", "NIR averages over height and width.")
+                    raise self.refuse(node, f"pools over axes {sorted(axes)}", "NIR pools over height and width.")
             out = (after[1], after[2]) if len(after) == 3 else (1, 1)
             if before[1] % out[0] or before[2] % out[1]:
                 raise self.refuse(
@@ -401,7 +452,8 @@ class _Writer:
                 )
             kernel = stride = (before[1] // out[0], before[2] // out[1])
             padding = (0, 0)
-        pool = self.nir.AvgPool2d(kernel_size=np.array(kernel), stride=np.array(stride), padding=np.array(padding))
+        build = self.nir.SumPool2d if node.target is sum_axes else self.nir.AvgPool2d
+        pool = build(kernel_size=np.array(kernel), stride=np.array(stride), padding=np.array(padding))
         pool.input_type = {"input": np.array(before)}
         self.chain(node, node.name, pool)
         if len(after) == 1:

@@ -73,7 +73,7 @@ def to_onnx(
     >>> from ranvier.models import mlp
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     receipt = to_onnx(mlp([16, 8, 3]), f"{folder}/mlp.onnx", images=torch.rand(8, 16), steps=2)
-    >>> [str(port.sizes) for port in (*receipt.inputs, *receipt.outputs)]
+    >>> [port.sizes for port in (*receipt.inputs, *receipt.outputs)]
     ['[batch, 16]', '[2, batch, 3]']
     """
     _check_installed()

@@ -245,7 +245,9 @@ def capture_network(prepared: Prepared) -> Capture:
     )
 
 
-def _trace(module: nn.Module, images: Tensor, state: tuple[Port, ...], dynamic_batch: bool) -> Any:
+def _trace(
+    module: nn.Module, images: Tensor, state: tuple[Port, ...], dynamic_batch: bool
+) -> torch.export.ExportedProgram:
     inputs = (images, *(port.zeros(len(images)) for port in state))
     shapes: Any = None
     if dynamic_batch:
@@ -366,21 +368,20 @@ class OneStep(nn.Module):
         """For each neuron and each field of its state its place among the tensors, or None where it is empty."""
 
     def _slots(self, name: str, state: Any) -> tuple[int | None, ...]:
-        if not isinstance(state, tuple) or not all(isinstance(value, Tensor) for value in state):
+        if not hasattr(state, "_fields") or not all(isinstance(value, Tensor) for value in state):
             raise ExportError(
                 f"{name} has a {type(state).__name__} as state, but a state that goes in and out of a file must be a "
                 "NamedTuple of tensors, as ranvier.kernels.scan returns it. Without streaming=True it can be exported."
             )
-        fields = getattr(state, "_fields", range(len(state)))
         return tuple(
             0 if (type(state), field) == (SteppedState, "step") else self._slot(name, field, value)
-            for field, value in zip(fields, state, strict=True)
+            for field, value in state._asdict().items()
         )
 
-    def _slot(self, name: str, field: str | int, value: Tensor) -> int | None:
+    def _slot(self, name: str, field: str, value: Tensor) -> int | None:
         if value.numel() == 0:
             return None
-        what = {"v": "potentials", "emitted": "spikes less negative ones so far"}.get(str(field), field)
+        what = {"v": "potentials", "emitted": "spikes less negative ones so far"}.get(field, field)
         self.examples.append((f"{what} of {name.removesuffix('.neuron')}", value))
         return len(self.examples) - 1
 

@@ -1,7 +1,7 @@
 """The scan of converted neurons, made fast: `ranvier.dynamics.converted_scan` plus `implementation=`.
 
 Unlike the other neurons, one step is compiled and not the loop: calibration runs the same layer at many T, and each T
-would compile again.
+would compile again. With a surrogate, to fine-tune a network, the reference runs: such a network is compiled whole.
 """
 
 import functools
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ranvier import dynamics
+from ranvier.dynamics import Surrogate
 from ranvier.dynamics.converted import ConvertedState, begin, check_num_channels, converted_step
 from ranvier.dynamics.scan import check_scan, per_channel
 from ranvier.kernels.dispatch import Implementation, choose, compile_whole, run_size
@@ -25,6 +26,7 @@ def converted_scan(
     v_init: Tensor,
     signed: bool = False,
     binary: bool = False,
+    surrogate: Surrogate | None = None,
     *,
     implementation: Implementation = "auto",
 ) -> tuple[Tensor, ConvertedState]:
@@ -35,8 +37,8 @@ def converted_scan(
     """
     check_scan(current, None)
     choice = choose(implementation, current.device, run_size(current))
-    if choice.implementation == "reference":
-        return dynamics.converted_scan(current, state, threshold, bias, v_init, signed, binary)
+    if choice.implementation == "reference" or surrogate is not None:
+        return dynamics.converted_scan(current, state, threshold, bias, v_init, signed, binary, surrogate)
     v, emitted, rows, state = begin(current, state, bias, v_init, signed)
     check_num_channels("threshold", threshold, current)
     threshold = per_channel(threshold, current[0])

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ranvier import kernels
 from ranvier.checks import check_positive, shape_of
-from ranvier.dynamics import ConvertedState
+from ranvier.dynamics import ConvertedState, Surrogate, Triangle
 from ranvier.kernels.dispatch import Implementation
 from ranvier.nn.neurons import Neuron
 
@@ -53,9 +53,23 @@ class ConvertedIF(Neuron):
             raise ValueError(f"shape is {shape}, but must begin with the {num_channels} channels: [C, H, W].")
         self.signed = signed
         self.binary = binary
+        self.surrogate: Surrogate | None = None
         self.register_buffer("threshold", torch.ones(num_channels))
         self.register_buffer("bias", torch.zeros(steps, num_channels))
         self.register_buffer("v_init", torch.full(shape, 0.5))
+
+    def make_trainable(self, steps: int, surrogate: Surrogate | None = None) -> None:
+        """Turn thresholds, initial potentials and biases, one for each of `steps`, into parameters of the same names.
+
+        Args:
+            steps: T.
+            surrogate: Gradient of a spike, in thresholds; None for a triangle of half-width 1.
+        """
+        self.surrogate = surrogate or Triangle(1.0)
+        bias = self.bias.expand(steps, -1) if len(self.bias) == 1 else self.bias[:steps]
+        for name, value in (("threshold", self.threshold), ("bias", bias), ("v_init", self.v_init)):
+            delattr(self, name)
+            setattr(self, name, nn.Parameter(value.detach().clone()))
 
     def scan(self, current: Tensor, state: ConvertedState | None) -> tuple[Tensor, ConvertedState]:  # type: ignore[override]
         """Run `converted_scan`."""
@@ -67,6 +81,7 @@ class ConvertedIF(Neuron):
             self.v_init,
             self.signed,
             self.binary,
+            self.surrogate,
             implementation=self.implementation,
         )
 
