@@ -362,8 +362,6 @@ def test_streaming(name: str) -> None:
         assert torch.equal(logits[0], whole[t])
     for one, other in zip(state, end, strict=True):
         assert torch.equal(one.v, other.v)
-        lower, upper = one.v.chunk(2, 1)
-        assert torch.equal(lower, upper)
     assert torch.equal(whole, network(x, 6))
 
 

@@ -100,8 +100,7 @@ def test_state_of_another_batch_size_raises(neuron: type[nn.Module]) -> None:
     """Neither zeroed in silence nor filled up with other rows."""
     module = neuron(CHANNELS)
     _, state = module(random_current(batch=4), return_state=True)
-    channels = 6 if neuron is LIFPair else 3  # of both neurons of each pair
-    message = rf"state\.v has shape \[4, {channels}, 5\] but current is \[4, 2, {channels}, 5\].*state=None"
+    message = r"state\.v has shape \[4, 3, 5\] but current is \[4, 2, 3, 5\].*state=None"
     with pytest.raises(ValueError, match=message):
         module(random_current(batch=2), state)
 

@@ -53,7 +53,9 @@ def without_time(network: Network, neurons: dict[str, Neuron] | None = None) -> 
         ConversionError: The network spikes already, or has a block, such as self-attention, that cannot be converted.
     """
     parts = [(name, _without_time(name, part, neurons)) for name, part in network.named_children()]
-    return nn.Sequential(OrderedDict(parts)).train(network.training)
+    ann = nn.Sequential(OrderedDict(parts))
+    ann.training = network.training  # not .train(), which would reach the layers that both share
+    return ann
 
 
 def _without_time(path: str, part: nn.Module, neurons: dict[str, Neuron] | None) -> nn.Module:

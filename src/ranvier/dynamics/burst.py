@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ranvier.dynamics.integrate_and_fire import LIFParams
 from ranvier.dynamics.reset import reset
-from ranvier.dynamics.scan import NeuronState, per_channel, scan
+from ranvier.dynamics.scan import NeuronState, Step, per_channel, scan
 from ranvier.dynamics.surrogate import spike
 
 BURST_RATIO = 2.0
@@ -85,17 +85,21 @@ class LIFPairParams(LIFBParams):
 
 
 def lif_pair_step(x: Tensor, v: Tensor, params: LIFPairParams) -> tuple[Tensor, Tensor]:
-    """One step of two LIF neurons on one current, which `x` holds twice, `[B, 2 C, ...]`, as `v` does potentials."""
+    """One step of two LIF neurons that reset together: their potentials never differ, so that one is kept for both."""
+    h = v + (x - v) / params.tau
+    fired = spike(h - params.v_threshold, params.surrogate)
+    burst = spike(h - params.v_burst, params.surrogate)
+    return torch.cat((fired, burst), 1), reset(h, fired, params.v_threshold, params.reset, params.detach_reset)
+
+
+def free_pair_step(x: Tensor, v: Tensor, params: LIFPairParams) -> tuple[Tensor, Tensor]:
+    """One step of two LIF neurons that reset each for itself: `x` holds their current twice, `v` both potentials."""
     h = v + (x - v) / params.tau
     lower, upper = h.chunk(2, 1)
     fired = spike(lower - params.v_threshold, params.surrogate)
     burst = spike(upper - params.v_burst, params.surrogate)
-    mode, detach = params.reset, params.detach_reset
-    lower = reset(lower, fired, params.v_threshold, mode, detach)
-    if params.coupled:
-        upper = reset(upper, fired, params.v_threshold, mode, detach)
-    else:
-        upper = reset(upper, burst, params.v_burst, mode, detach)
+    lower = reset(lower, fired, params.v_threshold, params.reset, params.detach_reset)
+    upper = reset(upper, burst, params.v_burst, params.reset, params.detach_reset)
     return torch.cat((fired, burst), 1), torch.cat((lower, upper), 1)
 
 
@@ -128,11 +132,12 @@ def lif_pair_scan(current: Tensor, state: NeuronState | None, params: LIFPairPar
     >>> lif_pair_scan(torch.tensor([0.5, 1.0, 2.0]).view(3, 1, 1), None, LIFPairParams())[0].flatten(1).tolist()
     [[0.0, 0.0], [1.0, 0.0], [1.0, 1.0]]
     """
-    return scan(lif_pair_step, twice(current), state, params)
+    step, current = pair_of(params, current)
+    return scan(step, current, state, params)
 
 
-def twice(current: Tensor) -> Tensor:
-    """The current of both neurons of each pair, `[T, B, 2 C, ...]`, of `[T, B, C, ...]`."""
+def pair_of(params: LIFPairParams, current: Tensor) -> tuple[Step, Tensor]:
+    """The step of a pair, and the current that it takes: twice, `[T, B, 2 C, ...]`, where neurons reset each alone."""
     if current.ndim < 3:
         raise ValueError(f"current has shape {list(current.shape)}, but pairs need channels: [T, B, C, ...].")
-    return torch.cat((current, current), 2)
+    return (lif_pair_step, current) if params.coupled else (free_pair_step, torch.cat((current, current), 2))

@@ -365,10 +365,16 @@ class _Counter(fx.Interpreter):
             return None
         if handing_on is n.target and all(self.events[source] is self.env[source] for source in sources):
             return result
-        args, kwargs = fx.node.map_arg(
-            (n.args, n.kwargs), lambda node: self.events[node] if node in sources else self.env[node]
-        )
+        events = {source: self.events[source] for source in sources}
+        if handing_on in (_summing_pool1d, _summing_pool2d) and all(map(self._is_convolution, n.users)):
+            events = {source: each.sum(1, keepdim=True) for source, each in events.items()}  # all they look at
+        args, kwargs = fx.node.map_arg((n.args, n.kwargs), lambda node: events.get(node, self.env[node]))
         return handing_on(*args, **kwargs)
+
+    def _is_convolution(self, n: fx.Node) -> bool:
+        return n.op == "call_module" and isinstance(
+            self.snn.network.get_submodule(str(n.target)), nn.Conv1d | nn.Conv2d
+        )
 
     def result(self) -> Operations:
         """Averages over samples; copies of a layer that decoupling made are one layer."""

@@ -21,7 +21,7 @@ from ranvier.evaluation.mode import evaluating
 from ranvier.export.nir_read import from_nir
 from ranvier.export.nir_write import Written, content_of, count_neurons, cut, precision_of, translated
 from ranvier.models import Network, SpikingNetwork
-from ranvier.nn import LIFB, AffineIF, LIFPair, Neuron
+from ranvier.nn import LIFB, AffineIF, ConvertedIF, LIFPair, Neuron
 
 __all__ = ["NIRReceipt", "from_nir", "to_nir"]
 
@@ -137,7 +137,7 @@ def to_nir(
     ({'Input': 1, 'Affine': 2, 'LIF': 1, 'Output': 1}, 0.0)
     """
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
-    steps = getattr(model, "steps", 4) if steps is None else steps
+    steps = _steps_of(model) if steps is None else steps
     check_count("steps", steps)
     if images is not None:
         images = _prepared(images, model)
@@ -191,6 +191,12 @@ def binary_spikes_of(model: nn.Module, images: Tensor, steps: int) -> list[Tenso
         for handle in handles:
             handle.remove()
     return found
+
+
+def _steps_of(model: nn.Module) -> int:
+    """T that a network was converted for, else 4."""
+    rows = [len(neuron.bias) for neuron in model.modules() if isinstance(neuron, ConvertedIF) and len(neuron.bias) > 1]
+    return getattr(model, "steps", min(rows, default=4))
 
 
 def _prepared(images: Tensor, model: nn.Module) -> Tensor:

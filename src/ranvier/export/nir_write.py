@@ -8,6 +8,7 @@ A potential is a floating number, and `v >= theta` is `v > theta'` with theta' t
 files have that as threshold, and so say that ties fire; others have theta itself, which is what people expect to read.
 """
 
+import copy
 import inspect
 import io
 import keyword
@@ -81,6 +82,9 @@ def translated(
     nir = import_nir()
     if not 0 < dt < math.inf:
         raise ValueError(f"dt is {dt}, but a step takes more than 0 seconds, and no infinite time.")
+    if any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in model.parameters()):
+        model = copy.deepcopy(model).float()  # in which normalisation can be folded
+        images = None if images is None else images.float()
     traced = binary_spikes(trace_network(model, images))
     written = _Writer(traced, float(dt), strict).run()
     if strict and written.unsaid:

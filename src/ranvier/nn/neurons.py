@@ -23,9 +23,8 @@ from ranvier.dynamics import (
     Reset,
     Surrogate,
     Triangle,
-    lif_pair_step,
 )
-from ranvier.dynamics.burst import twice
+from ranvier.dynamics.burst import pair_of
 from ranvier.kernels.dispatch import IMPLEMENTATIONS, Implementation
 
 
@@ -287,4 +286,5 @@ class LIFPair(Neuron):
 
     def scan(self, current: Tensor, state: NeuronState | None) -> tuple[Tensor, NeuronState]:
         """Run `lif_pair_step` over time."""
-        return kernels.scan(lif_pair_step, twice(current), state, self.params, implementation=self.implementation)
+        step, current = pair_of(self.params, current)
+        return kernels.scan(step, current, state, self.params, implementation=self.implementation)
