@@ -11,7 +11,7 @@ from ranvier import kernels, provenance, recipes
 from ranvier.conversion import Settings
 from ranvier.evaluation import Costs
 from ranvier.evaluation.early_exit import MAX_LOSS
-from ranvier.recipes import AnnRecipe, Recipe
+from ranvier.recipes import AnnRecipe, FinetuneRecipe, Recipe
 from ranvier.training import Precision
 
 RECIPES = {
@@ -67,9 +67,9 @@ def train(
         Console().print(result)
 
 
-def default_folder(recipe: Recipe | AnnRecipe) -> Path:
+def default_folder(recipe: Recipe | AnnRecipe | FinetuneRecipe) -> Path:
     """Where a run goes if the user does not say."""
-    return Path("runs", f"{recipe.name}-{recipe.label}-seed{recipe.seed}")
+    return Path("runs", f"{recipe.name}-{recipe.label}-seed{recipe.seed}".lstrip("-"))
 
 
 def train_ann(
@@ -162,6 +162,29 @@ def convert(
         device=device,
     )
     Console().print(result)
+
+
+def finetune(
+    recipe: Annotated[FinetuneRecipe, tyro.conf.arg(name="")] = FinetuneRecipe(),  # noqa: B008 - frozen
+    *,
+    out: Path | None = None,
+    resume: bool = False,
+) -> None:
+    """Train a converted network further, through its spikes: weights, thresholds, biases and initial potentials.
+
+    Conversion gives most of the accuracy at once; a few epochs of training give the rest at few time steps. Leaves what
+    train leaves, and model.safetensors is again a converted network.
+
+    Examples:
+      ranvier finetune --start runs/cifar10-resnet20-qcfs8-seed0-mmse-ftbc-T4 --steps 4
+      ranvier finetune --start runs/a-snn --steps 2 --epochs 5 --method direct --lr 1e-4 --data PATH
+
+    Args:
+        recipe: What to start from, and how to train.
+        out: Output folder; by default runs/NAME-METHOD-STEPS-seed.
+        resume: Go on where the run in the output folder stopped; starts it if there is none.
+    """
+    train(recipe, out=out, resume=resume)
 
 
 def evaluate(
@@ -337,6 +360,7 @@ COMMANDS: dict[str, Any] = {
     "train": train,
     "train-ann": train_ann,
     "convert": convert,
+    "finetune": finetune,
     "evaluate": evaluate,
     "energy": energy,
     "export": export,

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ranvier.dynamics import ConvertedState, NeuronState, converted_scan, converted_step
+from ranvier.dynamics import ConvertedState, NeuronState, Triangle, converted_scan, converted_step
 
 NONE = torch.zeros(1, 1)
 ONE = torch.ones(1)
@@ -215,3 +215,41 @@ def test_wrong_shapes_raise(arguments: tuple, message: str) -> None:
 def test_state_of_another_kind_is_refused() -> None:
     with pytest.raises(TypeError, match="NeuronState, but must be the ConvertedState"):
         converted_scan(torch.zeros(1, 2, 3), NeuronState(torch.zeros(2, 3)), ONE, NONE, ONE)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_a_surrogate_changes_no_value(signed: bool) -> None:
+    current = torch.randn(6, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    threshold, bias = torch.rand(4) + 0.1, 0.1 * torch.randn(6, 4)
+    plain, end = converted_scan(current, None, threshold, bias, threshold / 2, signed)
+    smooth, other = converted_scan(current, None, threshold, bias, threshold / 2, signed, surrogate=Triangle(1.0))
+    assert torch.equal(plain, smooth)
+    assert torch.equal(end.v, other.v)
+    assert (plain != 0).any()
+    assert not signed or (plain < 0).any()
+
+
+def test_gradients_of_one_step_by_hand() -> None:
+    """y = threshold H(h / threshold - 1), with q the triangle: dy/dx = q(u), dy/dthreshold = s - q(u) h / threshold."""
+    x = torch.tensor([0.5, 1.5, 3.0, 5.0], dtype=torch.float64, requires_grad=True)
+    threshold = torch.tensor([2.0], dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(1, 1, dtype=torch.float64, requires_grad=True)
+    v_init = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    y, _ = converted_scan(x.view(1, 4, 1), None, threshold, bias, v_init, surrogate=Triangle(1.0))
+    assert y.flatten().tolist() == [0, 0, 2, 2]
+    gradients = torch.autograd.grad(y.sum(), (x, threshold, bias, v_init))
+    q = torch.tensor([0.25, 0.75, 0.5, 0.0], dtype=torch.float64)  # 1 - |h / 2 - 1|
+    assert gradients[0].tolist() == q.tolist()
+    assert float(gradients[1]) == 2 - float((q * x.detach() / 2).sum())
+    assert float(gradients[2]) == -float(q.sum())
+    assert float(gradients[3]) == float(q.sum())
+
+
+def test_the_reset_is_not_differentiated() -> None:
+    """h[2] = h[1] + x[2] - y[1], with y[1] a constant: the first input reaches the second step with slope 1."""
+    x = torch.tensor([1.5, 0.9], dtype=torch.float64, requires_grad=True)
+    one = torch.ones(1, dtype=torch.float64)
+    y, _ = converted_scan(x.view(2, 1, 1), None, one, torch.zeros(1, 1), 0 * one, surrogate=Triangle(1.0))
+    assert y.flatten().tolist() == [1, 1]
+    (gradient,) = torch.autograd.grad(y[1].sum(), x)
+    assert gradient.tolist() == pytest.approx([0.6, 0.6])  # h = 1.5 + 0.9 - 1 = 1.4

@@ -9,7 +9,7 @@ from ranvier.recipes.export import export
 from ranvier.recipes.fashion_mnist import fashion_mnist, fashion_mnist_ann, fashion_mnist_full
 from ranvier.recipes.hub import from_pretrained, push_to_hub
 from ranvier.recipes.network import AnnSettings, NetworkSettings
-from ranvier.recipes.recipe import AnnRecipe, Recipe, TrainingRecipe
+from ranvier.recipes.recipe import AnnRecipe, FinetuneRecipe, Recipe, TrainingRecipe
 from ranvier.recipes.run import InputFormat, Result, Trained, load_data, load_trained, run
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "ConversionResult",
     "Demo",
     "Evaluation",
+    "FinetuneRecipe",
     "InputFormat",
     "NetworkSettings",
     "Recipe",

@@ -98,13 +98,13 @@ def evaluate(
     trained = load_trained(path)
     model = lay_out(trained.model.to(device))
     # As in training: at bfloat16 a compiled network rounds less often than an eager one, and scores differently.
-    converted = isinstance(model, ConvertedSNN)  # its neurons choose for themselves, and compile for any T at once
-    whole = not converted and trained.recipe.execution.compiles(torch.device(device))
+    # Calibrated neurons choose for themselves, and compile for any T at once.
+    whole = not trained.is_calibrated and trained.recipe.execution.compiles(torch.device(device))
     network = compile_whole(model) if whole else model
     batches = trained.batches(source, device)
     steps = trained.steps if steps is None else steps
     activity, spent, exits, not_counted = None, None, None, ""
-    spiking = not isinstance(trained.recipe, AnnRecipe) or converted
+    spiking = not isinstance(trained.recipe, AnnRecipe) or isinstance(model, ConvertedSNN)
     with autocast(torch.device(device), precision or trained.precision):
         accuracy = accuracy_by_step(network, _laid_out(batches), steps)
         if spiking:

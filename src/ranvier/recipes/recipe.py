@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
 from typing import Any, Self, get_type_hints
 
 from ranvier.atomic import tuples
@@ -157,12 +158,45 @@ class AnnRecipe(TrainingRecipe):
         return f"{self.network.model}-{self.network.activation}{levels}"
 
 
-def read_recipe(content: Mapping[str, Any]) -> Recipe | AnnRecipe | TrainingRecipe:
+@dataclass(frozen=True)
+class FinetuneRecipe(TrainingRecipe):
+    """Every setting of training a converted network further, all its parts: weights, thresholds, biases, potentials."""
+
+    name: str = ""
+    """Name of the data set in results; that of the converted network if empty."""
+    data: str = ""
+    """Data set; that of the converted network if empty."""
+    epochs: int = 3
+    """Times the training set is gone through."""
+    start: str = ""
+    """Folder or file of the converted network."""
+    steps: int = 4
+    """Time steps T."""
+    surrogate_width: float = 1.0
+    """Half-width of the triangle that stands for the gradient of a spike, in thresholds."""
+    loss: DirectLoss = field(default_factory=DirectLoss)
+    optimization: Optimization = field(default_factory=lambda: Optimization(lr=2e-4))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive("steps", self.steps)
+        check_positive("surrogate_width", self.surrogate_width)
+        self.loss.check_steps(self.steps)
+
+    @property
+    def label(self) -> str:
+        """What is trained and how, in few words."""
+        return f"{Path(self.start).name}-{self.loss.method}-T{self.steps}"
+
+
+def read_recipe(content: Mapping[str, Any]) -> Recipe | AnnRecipe | FinetuneRecipe | TrainingRecipe:
     """The recipe on a card, whichever kind it is; a network that others trained has only the part about its data.
 
     Raises:
         ValueError: A field is unknown: the file is from another version.
     """
+    if "start" in content:
+        return FinetuneRecipe.from_json(content)
     if "network" not in content:
         return TrainingRecipe.from_json(content)
     is_ann = "activation" in content["network"]

@@ -2,20 +2,22 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from rich.table import Table
+from torch import nn
 
 from ranvier import conversion, data, provenance
 from ranvier.atomic import tuples, write_json
 from ranvier.conversion import ConvertedSNN
 from ranvier.data import Augmentation, Batches, ImageSet, ImageSplits, Normalization, StreamedImages
+from ranvier.dynamics import Triangle
 from ranvier.evaluation import Activity, firing_rates
 from ranvier.models import Network
-from ranvier.recipes.recipe import AnnRecipe, Recipe, TrainingRecipe, read_recipe
+from ranvier.recipes.recipe import AnnRecipe, FinetuneRecipe, Recipe, TrainingRecipe, read_recipe
 from ranvier.training import CHECKPOINT, Precision, Progress, autocast, fit, start_processes
 from ranvier.weights import load_parameters, load_tensors, save
 
@@ -139,7 +141,9 @@ def load_data(recipe: TrainingRecipe, source: str | None = None) -> ImageSplits:
     return splits
 
 
-def run(recipe: Recipe | AnnRecipe, out: str | Path, *, resume: bool = False, quiet: bool = False) -> Result:
+def run(
+    recipe: Recipe | AnnRecipe | FinetuneRecipe, out: str | Path, *, resume: bool = False, quiet: bool = False
+) -> Result:
     """Train as the recipe says.
 
     Leaves in `out`: `results.json`, `model.safetensors` (weights and card), `metrics.jsonl` (a record per epoch) and
@@ -167,11 +171,22 @@ def run(recipe: Recipe | AnnRecipe, out: str | Path, *, resume: bool = False, qu
             f"{out} holds the results of a run. Choose another --out for a new one"
             + ("." if resume else ", or pass --resume to see its results again.")
         )
+    start = None
+    if isinstance(recipe, FinetuneRecipe):
+        start = converted_network(recipe.start)
+        known = start.recipe
+        recipe = replace(recipe, name=recipe.name or known.name, data=recipe.data or known.data)
     with accelerator.main_process_first():  # the others find the decoded images in the cache
         splits = load_data(recipe)
-    form = InputFormat.of(splits)
     torch.manual_seed(recipe.seed)
-    model = form.build(recipe)
+    model: Network | ConvertedSNN
+    if isinstance(recipe, FinetuneRecipe):
+        assert start is not None
+        form, model = start.form, _trainable(start.model, recipe)
+        form.check(splits)
+    else:
+        form = InputFormat.of(splits)
+        model = form.build(recipe)
     augment = None if recipe.augmentation == Augmentation() else recipe.augmentation
     place: dict[str, Any] = {
         "normalization": form.normalization,
@@ -201,20 +216,56 @@ def run(recipe: Recipe | AnnRecipe, out: str | Path, *, resume: bool = False, qu
     if finished:
         return Result.load(out / RESULTS)
     activity = None
-    if isinstance(recipe, Recipe):
+    if not isinstance(recipe, AnnRecipe):
         with autocast(accelerator.device, recipe.execution.precision):
             activity = firing_rates(model, sample(splits.test, form, accelerator.device), recipe.steps)
     result = _result(recipe, progress, activity, len(train) * recipe.batch_size, accelerator)
     if accelerator.is_main_process:
         card = {"recipe": recipe.to_json(), "input": asdict(form), "result": asdict(result)}
-        save(model, out / MODEL, card)
+        if isinstance(model, ConvertedSNN):
+            conversion.save(model, out / MODEL, card)
+        else:
+            save(model, out / MODEL, card)
         result.save(out / RESULTS)
     accelerator.end_training()
     return result
 
 
+def converted_network(path: str | Path) -> "Trained":
+    """A converted network on disk.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if not str(path):
+        raise ValueError("nothing to start from: pass the folder of a converted network, --start FOLDER.")
+    trained = load_trained(path)
+    if not isinstance(trained.model, ConvertedSNN):
+        raise ValueError(f"{path} holds no converted network. Make one of an ANN first: ranvier convert {path}")
+    return trained
+
+
+def _trainable(model: nn.Module, recipe: FinetuneRecipe) -> ConvertedSNN:
+    """A converted network with everything in it a parameter."""
+    assert isinstance(model, ConvertedSNN)
+    model.requires_grad_(True)
+    for name, neuron in model.neurons.items():
+        if 1 < len(neuron.bias) < recipe.steps:
+            raise ValueError(
+                f"{recipe.start} has biases for {len(neuron.bias)} steps (of {name}), but is to be trained at "
+                f"{recipe.steps}. Convert the ANN with --steps {recipe.steps}, or train with fewer."
+            )
+        neuron.make_trainable(recipe.steps, Triangle(recipe.surrogate_width))
+    model.steps = recipe.steps
+    return model
+
+
 def _result(
-    recipe: Recipe | AnnRecipe, progress: Progress, activity: Activity | None, images: int, accelerator: Any
+    recipe: Recipe | AnnRecipe | FinetuneRecipe,
+    progress: Progress,
+    activity: Activity | None,
+    images: int,
+    accelerator: Any,
 ) -> Result:
     last = progress.history[-1]
     # The first epoch compiles; the rate is that of the others where there are others.
@@ -245,7 +296,7 @@ class Trained:
     """A network read from disk, with the recipe it was trained by and the input it expects."""
 
     model: Network | ConvertedSNN
-    recipe: Recipe | AnnRecipe | TrainingRecipe
+    recipe: Recipe | AnnRecipe | FinetuneRecipe | TrainingRecipe
     form: InputFormat
 
     @property
@@ -259,7 +310,12 @@ class Trained:
     @property
     def precision(self) -> Precision:
         """Precision that it was trained in; converted networks run as they were calibrated, in float32."""
-        return "float32" if isinstance(self.model, ConvertedSNN) else self.recipe.execution.precision
+        return "float32" if self.is_calibrated else self.recipe.execution.precision
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether it was converted, and not trained since."""
+        return isinstance(self.model, ConvertedSNN) and not isinstance(self.recipe, FinetuneRecipe)
 
     def batches(self, source: str | None = None, device: torch.device | str = "cpu") -> Batches:
         """The test images of its data set, or of another `source`, prepared as it expects them.
