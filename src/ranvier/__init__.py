@@ -23,6 +23,7 @@ from ranvier import (
     weights,
 )
 from ranvier.kernels import explain
+from ranvier.recipes import from_pretrained, push_to_hub
 
 __version__ = "0.1.0.dev0"
 
@@ -34,10 +35,12 @@ __all__ = [
     "evaluation",
     "explain",
     "export",
+    "from_pretrained",
     "kernels",
     "losses",
     "models",
     "nn",
+    "push_to_hub",
     "recipes",
     "report",
     "training",
