@@ -53,7 +53,7 @@ def measure(folder: Path, data: str | None, steps: int, seed: int, tested: int, 
         result["rows"][name] = {"accuracy": curve.accuracy, "seconds": seconds, "chosen": chosen}
         print(f"{folder.name} T={steps} {name}: {100 * curve.final:.2f} ({chosen}, {seconds:.0f} s)", flush=True)
 
-    for signed in (False, True) if rows != "plain" else (False,):
+    for signed in (False, True) if rows != "plain" and steps > 1 else (False,):
         begin = time.perf_counter()
         search = Search(ann, calibration, steps=steps, signed=signed, settings=Settings(seed=seed))
         prepared = time.perf_counter() - begin
