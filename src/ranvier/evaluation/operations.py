@@ -20,14 +20,20 @@ from ranvier.conversion.decouple import DecoupledSNN
 from ranvier.conversion.draft import sizes
 from ranvier.conversion.spiking import GraphSNN, hold
 from ranvier.conversion.trace_network import trace_network
-from ranvier.conversion.vocabulary import FUNCTIONS, LAYERS, MAX_POOLS, ChannelAffine, is_rearrangement, sum_axes
+from ranvier.conversion.vocabulary import (
+    FUNCTIONS,
+    LAYERS,
+    MAX_POOLS,
+    ChannelAffine,
+    is_rearrangement,
+    is_site,
+    reshape_samples,
+    sum_axes,
+)
 from ranvier.models.network import SpikingNetwork
 from ranvier.nn import IF, LIF, LIFB, PLIF, ConvertedIF, LIFPair, fold_time, unfold_time
 from ranvier.nn.structure import Activation
 from ranvier.nn.time import steps_of
-
-DENSE = "accumulates count spikes; multiply-accumulates count every connection, zeros too, but no padding"
-"""How the two kinds of operations are counted, in one line."""
 
 
 @dataclass(frozen=True)
@@ -202,6 +208,8 @@ def count_operations(
         x, num_steps = steps_of(images.to(device), model.frame_dims, steps)
         if x.shape[1] == 0:
             continue
+        if not bool(x.isfinite().all()):
+            raise ValueError("the images hold NaN or infinity, to which neurons answer with silence. Mend the data.")
         if counter is None:
             counter = _Counter(model, x[0], num_steps)
         counter.count(x, num_steps)
@@ -240,9 +248,9 @@ class _NeuronTally:
 class _Counter(fx.Interpreter):
     """Runs a network as a graph, and follows its spikes through sums, pooling and rearrangements meanwhile.
 
-    `events` holds, beside each value, how many spikes are summed up in it; None where a value is not made of spikes.
-    That is the same tensor as the value wherever all spikes are worth 1, so that nothing is computed twice. Bursts
-    count as two, so that the network need not be decoupled, which would double its layers.
+    `events` holds, beside each value, how many spikes are summed up in it, bursts as two; None where a value is not
+    made of spikes. So the network need not be decoupled, which would double its layers. Where nothing in a network
+    tells channels apart, events of all channels are held as one.
     """
 
     def __init__(self, model: nn.Module, images: Tensor, steps: int) -> None:
@@ -259,6 +267,7 @@ class _Counter(fx.Interpreter):
         self.neurons: dict[str, _NeuronTally] = {}
         self.events: dict[fx.Node, Tensor | None] = {}
         self.origins = _origins(self.snn.network) if isinstance(model, DecoupledSNN) else {}
+        self.by_channel = _tells_channels_apart(traced.graph)
         self.strengths: dict[str, Tensor] = {}
         for node in traced.graph.graph.nodes:
             neuron = traced.neurons.get(str(node.target))
@@ -273,8 +282,6 @@ class _Counter(fx.Interpreter):
                 f"images have shape {shape_of(x[0])} and {steps} steps, but those of the first batch had "
                 f"{list(self.frame)} after the batch axis and {self.steps} steps. Count them apart."
             )
-        if not bool(x.isfinite().all()):
-            raise ValueError("the images hold NaN or infinity, to which neurons answer with silence. Mend the data.")
         self.batch = x.shape[1]
         self.samples += self.batch
         self.whole = self.whole and bool((x == x.round()).all())
@@ -287,7 +294,7 @@ class _Counter(fx.Interpreter):
         events = None
         if n.op == "placeholder":
             if isinstance(result, Tensor) and self.whole:
-                events = result if bool((result >= 0).all()) else result.abs()
+                events = self._kept(result if bool((result >= 0).all()) else result.abs(), axis=1)
         elif n.op == "call_module":
             name = str(n.target)
             module = self.snn.network.get_submodule(name)
@@ -303,31 +310,42 @@ class _Counter(fx.Interpreter):
             self.events.pop(source, None)
         return result
 
+    def _kept(self, events: Tensor, axis: int = 2) -> Tensor:
+        """Events of each channel, or of all together. Single precision counts exactly up to 2^24."""
+        return events if self.by_channel else events.sum(axis, keepdim=True, dtype=torch.float32)
+
     def _fired(self, name: str, neuron: nn.Module, sent: Tensor) -> tuple[Tensor, Tensor | None]:
         """What neurons transmit, and the events therein; counts them."""
-        events: Tensor | None = sent
         pairs = isinstance(neuron, LIFB | LIFPair)
+        neurons = sent[0, 0].numel() // (1 + isinstance(neuron, LIFPair))
+        tally = self.neurons.setdefault(name, _NeuronTally(neurons, pairs))
+        events: Tensor | None
         if isinstance(neuron, LIFB):
-            second = (sent - 1).relu_()  # of each pair
-            bursts = _total(second)
-            spikes = _total(sent) - bursts
-            sent = (sent - second).addcmul_(second, self.strengths[name].to(sent))  # as the neuron computes it
+            events = self._kept(sent)
+            sent, bursts = self._strengthened(name, sent)
+            spikes = _total(events) - bursts
         elif isinstance(neuron, LIFPair):
+            events = self._kept(sent)
             spikes, bursts = map(_total, sent.chunk(2, 2))
         else:
-            if isinstance(neuron, ConvertedIF):
-                events = sent.sign().abs() if neuron.signed else sent if neuron.binary else sent.sign()
-            elif not isinstance(neuron, IF | LIF | PLIF):  # of somebody's own: may send anything
-                fired = (sent != 0).to(sent.dtype)
-                events = fired if bool((sent.abs() == fired).all()) else None
+            found = _events(neuron, sent)
+            events = None if found is None else self._kept(found)
             spikes = _total((sent != 0).to(sent.dtype) if events is None else events)
             bursts = torch.zeros_like(spikes)
-        if name not in self.neurons:
-            self.neurons[name] = _NeuronTally(sent[0, 0].numel() // (1 + isinstance(neuron, LIFPair)), pairs)
-        tally = self.neurons[name]
         tally.spikes.append(spikes)
         tally.bursts.append(bursts)
         return sent, events
+
+    def _strengthened(self, name: str, events: Tensor) -> tuple[Tensor, Tensor]:
+        """What burst neurons with these events transmit, in place if these are needed no more; and bursts, `[T]`."""
+        sent = torch.empty_like(events) if self.by_channel else events
+        strength = self.strengths[name].to(events)
+        bursts = []
+        for step, value in zip(events, sent, strict=True):  # one by one, which stays in the cache
+            second = (step - 1).relu_()  # of each pair
+            bursts.append(_total(second.unsqueeze(0)))
+            torch.sub(step, second, out=value).addcmul_(second, strength)  # rounds as the neuron does
+        return sent, torch.cat(bursts)
 
     def _weighed(self, name: str, layer: nn.Module, x: Tensor, events: Tensor | None) -> Tensor | None:
         """Count what a layer costs. What comes out is made of spikes only where it does nothing but scale channels."""
@@ -355,26 +373,21 @@ class _Counter(fx.Interpreter):
     def _followed(self, n: fx.Node, result: Tensor) -> Tensor | None:
         """Events in the result of a function."""
         sources = [source for source in n.all_input_nodes if isinstance(self.env[source], Tensor)]
-        if n.target is FUNCTIONS["mul"]:
-            events = self.events[sources[0]]
-            return None if events is None else events.expand_as(result)
-        if any(self.events[source] is None for source in sources):
+        first = self.events[sources[0]]
+        if n.target is FUNCTIONS["mul"] and first is not None:
+            return first.expand_as(result) if self.by_channel else first
+        if first is None or any(self.events[source] is None for source in sources):
             return None
+        if n.target is reshape_samples and not self.by_channel:
+            return first.flatten(1)
         handing_on = _handing_on(n)
         if handing_on is None or (n.target in MAX_POOLS and bool((self.env[sources[0]] < 0).any())):
             return None
         if handing_on is n.target and all(self.events[source] is self.env[source] for source in sources):
             return result
-        events = {source: self.events[source] for source in sources}
-        if handing_on in (_summing_pool1d, _summing_pool2d) and all(map(self._is_convolution, n.users)):
-            events = {source: each.sum(1, keepdim=True) for source, each in events.items()}  # all they look at
-        args, kwargs = fx.node.map_arg((n.args, n.kwargs), lambda node: events.get(node, self.env[node]))
+        found: dict[fx.Node, Any] = {source: self.events[source] for source in sources}
+        args, kwargs = fx.node.map_arg((n.args, n.kwargs), lambda node: found.get(node, self.env[node]))
         return handing_on(*args, **kwargs)
-
-    def _is_convolution(self, n: fx.Node) -> bool:
-        return n.op == "call_module" and isinstance(
-            self.snn.network.get_submodule(str(n.target)), nn.Conv1d | nn.Conv2d
-        )
 
     def result(self) -> Operations:
         """Averages over samples; copies of a layer that decoupling made are one layer."""
@@ -402,6 +415,38 @@ class _Counter(fx.Interpreter):
 def _total(events: Tensor) -> Tensor:
     """Events at each step, `[T]`. Single precision counts those of one sample exactly: they are fewer than 2^24."""
     return events.sum(tuple(range(2, events.ndim)), dtype=torch.float32).double().sum(1)
+
+
+def _events(neuron: nn.Module, sent: Tensor) -> Tensor | None:
+    """Spikes among what neurons other than burst neurons transmit; None if that is something else."""
+    if isinstance(neuron, IF | LIF | PLIF):
+        return sent
+    if isinstance(neuron, ConvertedIF):
+        return sent.sign().abs() if neuron.signed else sent if neuron.binary else sent.sign()
+    fired = (sent != 0).to(sent.dtype)  # neurons of somebody's own may send anything
+    return fired if bool((sent.abs() == fired).all()) else None
+
+
+def _tells_channels_apart(graph: fx.GraphModule) -> bool:
+    """Whether something in a traced network treats spikes of one channel unlike those of another, or mixes axes."""
+    spikes: set[fx.Node] = set()
+    for node in graph.graph.nodes:
+        sources = [source for source in node.all_input_nodes if source in spikes]
+        if node.op == "placeholder" or is_site(node, graph):
+            spikes.add(node)
+        elif node.op == "call_function" and sources:
+            spikes.add(node)
+            if node.target in (FUNCTIONS["add"], FUNCTIONS["mul"]):
+                alike = all(sizes(source) == sizes(node) for source in sources)
+            elif node.target in (FUNCTIONS["mean_axes"], FUNCTIONS["sum_axes"]):
+                alike = 1 not in node.args[1]
+            elif node.target is reshape_samples:
+                alike = len(sizes(node)) == 1
+            else:
+                alike = node.target in _SUMMING
+            if not alike:
+                return True
+    return False
 
 
 def _handing_on(n: fx.Node) -> Callable[..., Tensor] | None:
@@ -478,8 +523,9 @@ def _reach(layer: nn.Module, x: Tensor) -> Tensor:
     if isinstance(layer, nn.Linear):
         return x.new_full((1,), layer.out_features, dtype=torch.float64)
     reach = x.new_full((1,), layer.out_channels // layer.groups, dtype=torch.float64)
-    settings = (x.shape[2:], layer.kernel_size, layer.stride, layer.padding, layer.dilation)
-    for size, kernel, stride, padding, dilation in zip(*settings, strict=True):  # type: ignore[arg-type]
+    for axis, size in enumerate(x.shape[2:]):
+        settings = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+        kernel, stride, padding, dilation = (int(setting[axis]) for setting in settings)
         outputs = (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
         places = stride * torch.arange(outputs).unsqueeze(1) + dilation * torch.arange(kernel) - padding
         inside = places[(places >= 0) & (places < size)]
