@@ -18,6 +18,7 @@ RECIPES = {
     "digits": recipes.digits,
     "fashion-mnist": recipes.fashion_mnist,
     "fashion-mnist-full": recipes.fashion_mnist_full,
+    "fashion-mnist-proxy": recipes.fashion_mnist_proxy,
     "cifar10": recipes.cifar10,
 }
 ANN_RECIPES = {

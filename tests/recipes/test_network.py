@@ -101,7 +101,7 @@ def test_ann_settings_without_effect_warn(idle: dict, message: str) -> None:
 
 def test_models_that_are_no_ann_are_refused() -> None:
     for name in UNCONVERTIBLE:
-        with pytest.raises(ValueError, match=f"model is '{name}', but must be one of 'mlp', 'conv4'"):
+        with pytest.raises(ValueError, match=f"model is '{name}', but must be one of 'mlp', 'conv3', 'conv4'"):
             AnnSettings(model=name)
 
 

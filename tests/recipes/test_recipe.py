@@ -1,11 +1,23 @@
 import json
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from ranvier.cli import ANN_RECIPES, RECIPES
-from ranvier.recipes import AnnRecipe, Recipe, TrainingRecipe, cifar10_ann_full, digits, digits_ann
-from ranvier.recipes.recipe import read_recipe
+from ranvier.data import Augmentation
+from ranvier.nn import LIFB, ConvertedIF, Neuron, ProxyNorm
+from ranvier.recipes import (
+    AnnRecipe,
+    Recipe,
+    TrainingRecipe,
+    cifar10_ann_full,
+    digits,
+    digits_ann,
+    fashion_mnist_proxy,
+)
+from ranvier.recipes.recipe import FinetuneRecipe, read_recipe
+from ranvier.training import PUBLISHED_FORM, PUBLISHED_LOSS, DirectLoss
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -120,6 +132,74 @@ def test_wrong_values_are_refused_before_any_work(wrong: dict) -> None:
 def test_wrong_values_of_anns_are_refused_before_any_work(wrong: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         digits_ann(**wrong)
+
+
+def test_proxy_learning_is_a_method_of_any_recipe() -> None:
+    recipe = digits(method="proxy", steps=1, normalization="separate", logit_scale=2.0)
+    assert (recipe.objective.logit_scale, recipe.objective.target) == (2.0, "cross_entropy")  # type: ignore[union-attr]
+    model = recipe.build(10, 1, 8)
+    assert {type(module) for module in model.modules() if isinstance(module, Neuron)} == {ConvertedIF}
+    assert any(module.separate for module in model.modules() if isinstance(module, ProxyNorm))
+    assert recipe.label == "conv4-proxy-T1"
+    assert read_recipe(json.loads(json.dumps(recipe.to_json()))) == recipe
+    other = digits(neuron="lifb")
+    assert other.objective is other.loss
+    assert any(isinstance(module, LIFB) for module in other.build(10, 1, 8).modules())
+    assert digits_ann().objective == digits_ann().loss
+
+
+def test_published_settings_of_proxy_learning() -> None:
+    """Kheradpisheh et al. 2022, the released notebook."""
+    recipe = fashion_mnist_proxy()
+    assert (recipe.steps, recipe.epochs, recipe.batch_size, recipe.seed) == (15, 100, 100, 2020)
+    assert recipe.augmentation == Augmentation(crop_padding=1)
+    optimization = recipe.optimization
+    assert (optimization.optimizer, optimization.betas, optimization.weight_decay) == ("adam", (0.8, 0.99), 1e-6)
+    assert {optimization.learning_rate(step, 100, 10) for step in (0, 5, 50, 99)} == {1e-4}
+    assert recipe.objective == PUBLISHED_LOSS
+    assert recipe.proxy.form == PUBLISHED_FORM
+    shapes = [tuple(p.shape) for p in recipe.build(10, 1, 28).parameters() if p.ndim > 1]
+    convolutions = [(128, 1, 3, 3), (128, 128, 3, 3), (128, 128, 3, 3)]
+    assert shapes == [*convolutions, (2560, 6272), (1152, 2560), (256, 1152), (10, 256)]
+    assert recipe.label == "conv3-proxy-published-T15"
+
+
+def test_each_setting_of_a_variant_can_be_changed() -> None:
+    recipe = fashion_mnist_proxy(proxy_threshold=1.0, target="rates", pooling="average", freeze_epoch=3)
+    assert recipe.proxy.form == replace(PUBLISHED_FORM, v_threshold=1.0, pooling="average")
+    assert recipe.proxy.loss == replace(PUBLISHED_LOSS, target="rates", freeze_epoch=3)
+    with pytest.raises(ValueError, match="discards what exceeds"):
+        digits(method="proxy", proxy_reset="hard")
+    hard = digits(method="proxy", proxy_reset="hard", v_init=0.0, worth="one")
+    assert hard.proxy.form.reset == "hard"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "direct", "logit_scale": 2.0}, "proxy learning have no effect with method direct"),
+        ({"method": "proxy", "v_threshold": 1.0}, "v_threshold=1.0 has no effect with method proxy"),
+        ({"method": "proxy", "label_smoothing": 0.1}, "label_smoothing=0.1 has no effect with method proxy"),
+        ({"method": "proxy", "statistics": "folded"}, "statistics=folded has no effect with method proxy"),
+        ({"method": "proxy", "target": "rates", "logit_scale": 2.0}, "logit_scale=2.0 has no effect with target rates"),
+    ],
+)
+def test_settings_of_another_method_warn(settings: dict, message: str) -> None:
+    with pytest.warns(UserWarning, match=message):
+        digits(**settings)
+
+
+def test_recipes_from_before_proxy_learning_still_load_and_resume() -> None:
+    content = digits().to_json()
+    del content["proxy"]
+    assert read_recipe(content) == digits()
+    assert "proxy" not in digits().identity()
+    assert digits(method="proxy").identity() != digits(method="proxy", v_init=0.0).identity()
+
+
+def test_converted_networks_are_not_trained_by_proxy() -> None:
+    with pytest.raises(ValueError, match="through its spikes"):
+        FinetuneRecipe(loss=DirectLoss("proxy"))
 
 
 def test_consistency_with_one_step_is_refused() -> None:

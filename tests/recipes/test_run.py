@@ -6,8 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ranvier.nn import QCFS
-from ranvier.recipes import AnnRecipe, Result, digits, digits_ann, evaluate, load_data, load_trained, run
+from ranvier.export import NIRReceipt
+from ranvier.nn import QCFS, ProxyActivation
+from ranvier.recipes import AnnRecipe, Result, digits, digits_ann, evaluate, export, load_data, load_trained, run
 from ranvier.training import CHECKPOINT
 
 QUICK = {"model": "mlp", "epochs": 2, "hidden": (16,), "device": "cpu"}
@@ -164,3 +165,31 @@ def test_label_smoothing_reaches_the_loss(tmp_path: Path) -> None:
     run(quick, tmp_path, quiet=True)
     (record,) = (json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert record["loss"] >= np.log(10)
+
+
+PROXY = {**QUICK, "method": "proxy", "steps": 2, "lr": 1e-2}
+
+
+@pytest.mark.parametrize("variant", ["improved", "published"])
+def test_proxy_learning_leaves_a_spiking_network_like_any_other(tmp_path: Path, variant: str) -> None:
+    result = run(digits(**PROXY, variant=variant), tmp_path, quiet=True)
+    trained = load_trained(tmp_path)
+    assert trained.steps == 2
+    assert not any(module.analog for module in trained.model.modules() if isinstance(module, ProxyActivation))
+    assert result.firing_rate is not None
+    evaluation = evaluate(tmp_path)
+    assert evaluation.accuracy.accuracy == result.accuracy_by_step
+    assert evaluation.energy is not None  # it was traced
+    assert not evaluation.not_counted
+    receipt = export(tmp_path, images=20)
+    assert isinstance(receipt, NIRReceipt)
+    assert (tmp_path / "model.nir").exists()
+    again = run(digits(**PROXY, variant=variant), tmp_path, resume=True, quiet=True)
+    assert again == Result.load(tmp_path / "results.json")
+    with pytest.raises(ValueError, match="proxy"):
+        run(
+            digits(**PROXY, variant=variant, v_init=0.0, logit_scale=None, biases=True),
+            tmp_path,
+            resume=True,
+            quiet=True,
+        )

@@ -55,7 +55,8 @@ def test_sgd_step_by_hand() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"optimizer": "adam"},
+        {"optimizer": "lion"},
+        {"betas": (0.9, 1.0)},
         {"lr": 0},
         {"lr": -1},
         {"clip_norm": 0},
@@ -67,3 +68,17 @@ def test_sgd_step_by_hand() -> None:
 def test_wrong_settings_are_refused(wrong: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Optimization(**wrong)
+
+
+def test_adam_decays_in_the_gradient_and_takes_its_betas() -> None:
+    """The first update of Adam is lr times the sign of the gradient, decay included; AdamW's decay stands beside it."""
+    steps = {}
+    for optimizer in ("adam", "adamw"):
+        layer = nn.Linear(1, 1, bias=False)
+        nn.init.constant_(layer.weight, 2.0)
+        built = Optimization(optimizer, lr=0.1, weight_decay=0.5, betas=(0.8, 0.99)).build(layer)  # type: ignore[arg-type]
+        assert {group["betas"] for group in built.param_groups} == {(0.8, 0.99)}
+        layer.weight.grad = torch.full_like(layer.weight, -0.5)  # against a decay of 0.5 * 2
+        built.step()
+        steps[optimizer] = layer.weight.item() - 2
+    assert steps == pytest.approx({"adam": -0.1, "adamw": 0.1 - 0.1 * 0.5 * 2}, abs=1e-5)

@@ -5,6 +5,7 @@ from ranvier.nn.converted import ConvertedIF
 from ranvier.nn.foreign import from_snntorch, from_spikingjelly
 from ranvier.nn.neurons import IF, LIF, LIFB, PLIF, LIFPair, Neuron
 from ranvier.nn.normalization import BatchNorm
+from ranvier.nn.proxy import ProxyActivation, ProxyNorm, analog
 from ranvier.nn.quantized import QCFS
 from ranvier.nn.readout import Readout
 from ranvier.nn.time import Carry, TimeFolded, fire, fold_time, repeat, unfold_time
@@ -21,8 +22,11 @@ __all__ = [
     "ConvertedIF",
     "LIFPair",
     "Neuron",
+    "ProxyActivation",
+    "ProxyNorm",
     "Readout",
     "TimeFolded",
+    "analog",
     "fire",
     "fold_time",
     "from_snntorch",

@@ -1,8 +1,9 @@
 """Layers with two modes over one set of parameters: they spike, or they are the layers of an ANN.
 
-Proxy learning runs a network in both: spiking, for its answer, and analog, for the gradient. The mode belongs to a model
-as its training mode does; `with analog(model):` sets it for a block of code. Layers without neurons and normalisation
-are the same in both, so that a network has one weight tensor for each layer, whatever is saved, loaded or moved.
+Proxy learning runs a network in both: spiking, for its answer, and analog, for the gradient. The mode belongs to a
+model as its training mode does; `with analog(model):` sets it for a block of code. Layers without neurons and
+normalisation are the same in both, so that a network has one weight tensor for each layer, whatever is saved, loaded or
+moved.
 """
 
 import math

@@ -6,9 +6,9 @@ from ranvier.recipes.demo import Demo, demo
 from ranvier.recipes.digits import digits, digits_ann
 from ranvier.recipes.evaluate import Evaluation, energy, evaluate
 from ranvier.recipes.export import export
-from ranvier.recipes.fashion_mnist import fashion_mnist, fashion_mnist_ann, fashion_mnist_full
+from ranvier.recipes.fashion_mnist import fashion_mnist, fashion_mnist_ann, fashion_mnist_full, fashion_mnist_proxy
 from ranvier.recipes.hub import from_pretrained, push_to_hub
-from ranvier.recipes.network import AnnSettings, NetworkSettings
+from ranvier.recipes.network import AnnSettings, NetworkSettings, ProxySettings
 from ranvier.recipes.recipe import AnnRecipe, FinetuneRecipe, Recipe, TrainingRecipe
 from ranvier.recipes.run import InputFormat, Result, Trained, load_data, load_trained, run
 
@@ -21,6 +21,7 @@ __all__ = [
     "FinetuneRecipe",
     "InputFormat",
     "NetworkSettings",
+    "ProxySettings",
     "Recipe",
     "Result",
     "Trained",
@@ -38,6 +39,7 @@ __all__ = [
     "fashion_mnist",
     "fashion_mnist_ann",
     "fashion_mnist_full",
+    "fashion_mnist_proxy",
     "from_pretrained",
     "load_data",
     "load_trained",

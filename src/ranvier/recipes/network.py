@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from torch import nn
@@ -13,14 +13,39 @@ from ranvier.dynamics import Reset
 from ranvier.kernels.dispatch import Implementation
 from ranvier.nn import IF, LIF, LIFB, PLIF, QCFS
 from ranvier.nn.normalization import Statistics
+from ranvier.training import PUBLISHED_FORM, PUBLISHED_LOSS, ProxyForm, ProxyLoss
+from ranvier.training.proxy import InitialWeights, Normalizations, Pooling, ProxyReadout, Target, Worth
 
 ModelName = Literal[
-    "mlp", "conv4", "vggsnn", "snn6", "vgg16", "resnet19", "resnet20", "sew-resnet18", "sew-resnet34", "spikformer"
+    "mlp",
+    "conv3",
+    "conv4",
+    "vggsnn",
+    "snn6",
+    "vgg16",
+    "resnet19",
+    "resnet20",
+    "sew-resnet18",
+    "sew-resnet34",
+    "spikformer",
 ]
 NeuronName = Literal["if", "lif", "plif", "lifb"]
 ActivationName = Literal["relu", "qcfs"]
 
+
+def conv3(num_classes: int = 10, in_channels: int = 1, **arguments: Any) -> models.Network:
+    """Three convolutions of 128 channels and four linear layers: 128C3-128C3-AP2-128C3-AP2-2560-1152-256-FC.
+
+    Source: Kheradpisheh et al. 2022 (proxy learning), Fashion-MNIST. Differs from it in: average pooling and biases,
+    both of which `ranvier.training.proxy_network` can change.
+    """
+    layout = (128, 128, "A", 128, "A")
+    hidden = (2560, 1152, 256)
+    return models.vgg(layout, num_classes=num_classes, in_channels=in_channels, hidden=hidden, **arguments)  # type: ignore[arg-type]
+
+
 MODELS: dict[ModelName, Callable[..., models.Network]] = {
+    "conv3": conv3,
     "conv4": models.conv4,
     "vggsnn": models.vggsnn,
     "snn6": models.snn6,
@@ -33,9 +58,9 @@ MODELS: dict[ModelName, Callable[..., models.Network]] = {
 }
 UNCONVERTIBLE: tuple[ModelName, ...] = ("spikformer",)
 """Models that are no ANN with ReLU: the product of two activations, attention, is no input of a neuron."""
-SIZED: tuple[ModelName, ...] = ("conv4", "vggsnn", "snn6", "vgg16", "spikformer")
+SIZED: tuple[ModelName, ...] = ("conv3", "conv4", "vggsnn", "snn6", "vgg16", "spikformer")
 """Models whose layers depend on the image size; the others pool globally."""
-GAINED: tuple[ModelName, ...] = ("conv4", "vggsnn", "snn6", "vgg16")
+GAINED: tuple[ModelName, ...] = ("conv3", "conv4", "vggsnn", "snn6", "vgg16")
 """Models that take the initial scale of their normalisation."""
 
 
@@ -65,7 +90,7 @@ class NetworkSettings:
     def __post_init__(self) -> None:
         check_choice("model", self.model, ("mlp", *MODELS))
         check_choice("neuron", self.neuron, ("if", "lif", "plif", "lifb"))
-        _warn_of_idle(
+        warn_of_idle(
             self,
             f"model {self.model} and neuron {self.neuron}",
             burst_init=self.neuron == "lifb",
@@ -132,7 +157,7 @@ class AnnSettings:
         check_choice("activation", self.activation, ("relu", "qcfs"))
         check_count("levels", self.levels)
         check_positive("ceiling_init", self.ceiling_init)
-        _warn_of_idle(
+        warn_of_idle(
             self,
             f"model {self.model} and activation {self.activation}",
             levels=self.activation == "qcfs",
@@ -161,6 +186,65 @@ class AnnSettings:
         return _build(self.model, quantized, num_classes, in_channels, image_size, self.hidden)
 
 
+@dataclass(frozen=True)
+class ProxySettings:
+    """How proxy learning is done: one of two variants, and what is to differ from it. None: as the variant has it."""
+
+    variant: Literal["improved", "published"] = "improved"
+    """`improved` (what measured best) or `published` (the released notebook)."""
+    target: Target | None = None
+    """`counts` (one spike of the true class), `rates` (one at every step) or `cross_entropy`."""
+    logit_scale: float | None = None
+    """Factor on the outputs (cross_entropy)."""
+    proxy_threshold: float | None = None
+    """Firing threshold."""
+    proxy_reset: Reset | None = None
+    """Reset after a spike; a hard one goes with v_init 0 and worth one."""
+    v_init: float | None = None
+    """Initial potential as a share of the threshold."""
+    worth: Worth | None = None
+    """What a spike is worth: `one`, or the `threshold`."""
+    clipped: bool | None = None
+    """Whether the ANN's activation is bounded by what a neuron sends that fires at every step."""
+    readout: ProxyReadout | None = None
+    """`membrane` (the last layer answers with its current) or `spikes` (of neurons after it)."""
+    normalization: Normalizations | None = None
+    """Running averages for each mode (`separate`) or those of the ANN for both (`shared`)."""
+    freeze_epoch: int | None = None
+    """Normalisation is frozen from this epoch on, counted from 0."""
+    pooling: Pooling | None = None
+    """`average` or `max`."""
+    biases: bool | None = None
+    """Whether convolutions and linear layers have biases."""
+    initial_weights: InitialWeights | None = None
+    """Those of the `network`, or the usual ones of `torch`."""
+    steps_at_once: int | None = None
+    """Steps of the spiking network that are computed in one call; more need more memory."""
+
+    def __post_init__(self) -> None:
+        check_choice("variant", self.variant, ("improved", "published"))
+        _ = self.form, self.loss  # refuse what cannot be, before any work
+        if self.logit_scale is not None and self.loss.target != "cross_entropy":
+            warnings.warn(f"logit_scale={self.logit_scale} has no effect with target {self.loss.target}.", stacklevel=4)
+
+    @property
+    def form(self) -> ProxyForm:
+        """How the network spikes, and what its ANN is."""
+        start = PUBLISHED_FORM if self.variant == "published" else ProxyForm()
+        return replace(start, **self._changes(start, v_threshold="proxy_threshold", reset="proxy_reset"))
+
+    @property
+    def loss(self) -> ProxyLoss:
+        """What is minimised."""
+        start = PUBLISHED_LOSS if self.variant == "published" else ProxyLoss()
+        return replace(start, **self._changes(start))
+
+    def _changes(self, start: ProxyForm | ProxyLoss, **names: str) -> dict[str, Any]:
+        """Fields of `start` that are set here, some under other names."""
+        values = {own.name: getattr(self, names.get(own.name, own.name)) for own in fields(start)}
+        return {name: value for name, value in values.items() if value is not None}
+
+
 def _build(
     model: ModelName,
     neuron: Callable[[int], nn.Module],
@@ -177,7 +261,7 @@ def _build(
     return MODELS[model](num_classes, in_channels, neuron=neuron, **arguments)
 
 
-def _warn_of_idle(settings: Any, with_what: str, **used: bool) -> None:
+def warn_of_idle(settings: Any, with_what: str, **used: bool) -> None:
     """Warn of every field that differs from its default though nothing uses it."""
     for name, has_effect in used.items():
         value = getattr(settings, name)

@@ -1,6 +1,7 @@
 """What a recipe is: every setting of one training, as a value."""
 
 import difflib
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import Any, Self, get_type_hints
 from ranvier.atomic import tuples
 from ranvier.checks import check_positive
 from ranvier.data import Augmentation
-from ranvier.recipes.network import AnnSettings, NetworkSettings
-from ranvier.training import DirectLoss, Execution, Optimization
+from ranvier.models import Network
+from ranvier.recipes.network import AnnSettings, NetworkSettings, ProxySettings, warn_of_idle
+from ranvier.training import DirectLoss, Execution, Optimization, ProxyLoss, proxy_network
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,8 @@ class TrainingRecipe:
             ValueError: A field is unknown: the file is from another version.
         """
         values = {"data": "", **content}
+        if "proxy" in get_type_hints(cls):
+            values.setdefault("proxy", {})  # cards of earlier versions lack it
         try:
             for name, kind in get_type_hints(cls).items():
                 if isinstance(kind, type) and is_dataclass(kind):
@@ -111,22 +115,61 @@ class TrainingRecipe:
 
 @dataclass(frozen=True)
 class Recipe(TrainingRecipe):
-    """Every setting of the direct training of a spiking network."""
+    """Every setting of the training of a spiking network.
+
+    With method `proxy` all neurons are those of `proxy`, whatever the network settings say of theirs.
+    """
 
     steps: int = 4
     """Time steps T."""
     network: NetworkSettings = field(default_factory=NetworkSettings)
     loss: DirectLoss = field(default_factory=DirectLoss)
+    proxy: ProxySettings = field(default_factory=ProxySettings)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_positive("steps", self.steps)
         self.loss.check_steps(self.steps)
+        if self.is_proxy:
+            of_neurons = ("v_threshold", "reset", "tau", "burst_init", "statistics")
+            warn_of_idle(self.network, "method proxy", **dict.fromkeys(of_neurons, False))
+            of_losses = ("consistency_weight", "temperature", "tet_weight", "label_smoothing")
+            warn_of_idle(self.loss, "method proxy", **dict.fromkeys(of_losses, False))
+        elif self.proxy != ProxySettings():
+            warnings.warn(
+                f"the settings of proxy learning have no effect with method {self.loss.method}.", stacklevel=4
+            )
+
+    @property
+    def is_proxy(self) -> bool:
+        """Whether this is proxy learning."""
+        return self.loss.method == "proxy"
+
+    @property
+    def objective(self) -> DirectLoss | ProxyLoss:
+        """The loss of a batch."""
+        return self.proxy.loss if self.is_proxy else self.loss
+
+    def build(self, num_classes: int, in_channels: int, image_size: int) -> Network:
+        """The network for images of that shape; arguments as in `NetworkSettings.build`."""
+        implementation = self.execution.implementation
+        network = self.network.build(num_classes, in_channels, image_size, implementation)
+        return proxy_network(network, self.proxy.form, implementation=implementation) if self.is_proxy else network
 
     @property
     def label(self) -> str:
         """What is trained and how, in few words."""
+        if self.is_proxy:
+            variant = "" if self.proxy.variant == "improved" else f"-{self.proxy.variant}"
+            return f"{self.network.model}-proxy{variant}-T{self.steps}"
         return f"{self.network.model}-{self.loss.method}-{self.network.neuron}-T{self.steps}"
+
+    def identity(self) -> dict[str, Any]:
+        """What must agree for a run to be resumed; of proxy learning only where that is the method."""
+        content = super().identity()
+        if not self.is_proxy:
+            del content["proxy"]
+        return content
 
 
 @dataclass(frozen=True)
@@ -150,6 +193,15 @@ class AnnRecipe(TrainingRecipe):
     def loss(self) -> DirectLoss:
         """Cross-entropy."""
         return DirectLoss("direct", label_smoothing=self.label_smoothing)
+
+    @property
+    def objective(self) -> DirectLoss:
+        """The loss of a batch."""
+        return self.loss
+
+    def build(self, num_classes: int, in_channels: int, image_size: int) -> Network:
+        """The network for images of that shape; arguments as in `AnnSettings.build`."""
+        return self.network.build(num_classes, in_channels, image_size, self.execution.implementation)
 
     @property
     def label(self) -> str:
@@ -182,6 +234,15 @@ class FinetuneRecipe(TrainingRecipe):
         check_positive("steps", self.steps)
         check_positive("surrogate_width", self.surrogate_width)
         self.loss.check_steps(self.steps)
+        if self.loss.method == "proxy":
+            raise ValueError(
+                "method is 'proxy', but a converted network is trained through its spikes. Use direct or etc."
+            )
+
+    @property
+    def objective(self) -> DirectLoss:
+        """The loss of a batch."""
+        return self.loss
 
     @property
     def label(self) -> str:

@@ -70,7 +70,7 @@ class InputFormat:
 
     def build(self, recipe: Recipe | AnnRecipe) -> Network:
         """The recipe's network for this input."""
-        return recipe.network.build(len(self.classes), self.channels, self.image_size, recipe.execution.implementation)
+        return recipe.build(len(self.classes), self.channels, self.image_size)
 
     @property
     def normalization(self) -> Normalization:
@@ -200,7 +200,7 @@ def run(
     test = Batches(splits.test, EVALUATION_BATCH * accelerator.num_processes, **place)
     progress = fit(
         model,
-        recipe.loss,
+        recipe.objective,
         train,
         test,
         epochs=recipe.epochs,

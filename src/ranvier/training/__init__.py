@@ -13,20 +13,34 @@ from ranvier.training.loop import (
     start_processes,
 )
 from ranvier.training.optimization import Optimization
+from ranvier.training.proxy import (
+    PUBLISHED_FORM,
+    PUBLISHED_LOSS,
+    ProxyForm,
+    ProxyLoss,
+    proxy_network,
+    silent_outputs,
+)
 
 __all__ = [
     "CHECKPOINT",
+    "PUBLISHED_FORM",
+    "PUBLISHED_LOSS",
     "DirectLoss",
     "Execution",
     "Optimization",
     "Precision",
     "Progress",
+    "ProxyForm",
+    "ProxyLoss",
     "autocast",
     "channels_last",
     "fit",
     "lay_out",
     "load_checkpoint",
+    "proxy_network",
     "read_progress",
     "save_checkpoint",
+    "silent_outputs",
     "start_processes",
 ]

@@ -10,8 +10,8 @@ from torch import Tensor
 from ranvier import losses
 from ranvier.checks import check_choice, check_positive
 
-Method = Literal["direct", "etc", "tet"]
-METHODS = ("direct", "etc", "tet")
+Method = Literal["direct", "etc", "tet", "proxy"]
+METHODS = ("direct", "etc", "tet", "proxy")
 Forward = Callable[[Tensor, int | None], Tensor]
 
 
@@ -22,10 +22,11 @@ class DirectLoss:
     direct:  CE(mean logits)
     etc:     CE(mean logits) + consistency_weight * temporal_consistency
     tet:     (1 - tet_weight) mean_t CE(logits[t]) + tet_weight MSE(logits, 1)
+    proxy:   none of these: a recipe takes `ranvier.training.ProxyLoss`
     """
 
     method: Method = "etc"
-    """`direct` (cross-entropy of the mean), `etc` (with temporal consistency) or `tet`."""
+    """`direct` (cross-entropy of the mean), `etc` (with temporal consistency), `tet`, or `proxy` (proxy learning)."""
     consistency_weight: float = 1.0
     """Weight of temporal consistency (lambda in the paper)."""
     temperature: float = 4.0
@@ -57,6 +58,11 @@ class DirectLoss:
 
     def of_logits(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Loss of given logits `[T, B, K]`."""
+        if self.method == "proxy":
+            raise ValueError(
+                "method proxy is no function of the logits, but of two runs of the network. Use "
+                "ranvier.training.ProxyLoss with a network from proxy_network."
+            )
         if self.method == "tet":
             return losses.tet(logits, labels, label_smoothing=self.label_smoothing, weight=self.tet_weight)
         loss = losses.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)

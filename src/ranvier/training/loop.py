@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,17 @@ class Loss(Protocol):
         self, forward: Callable[[Tensor, int | None], Tensor], images: Tensor, labels: Tensor, steps: int | None
     ) -> tuple[Tensor, Tensor]:
         """Run the model and score it."""
+
+
+@runtime_checkable
+class EpochHook(Protocol):
+    """What a loss may have besides: it is told of every epoch, so that it can freeze a part of the model, say."""
+
+    def begin_epoch(self, model: nn.Module, epoch: int) -> None:
+        """Prepare the model, which is in training mode; also called when an epoch is resumed.
+
+        What is done must follow from the epoch, counted from 0, so that a resumed run goes on as it would have.
+        """
 
 
 class EpochBatches(Protocol):
@@ -203,6 +214,8 @@ class _Training:
         if self.watch.smooth is None and self.execution.compiles(self.accelerator.device):
             display.update(progress.step, progress.epoch + 1, self.epochs, "compiling, once")
         self.model.train()
+        if isinstance(self.loss, EpochHook):
+            self.loss.begin_epoch(self.model, progress.epoch)
         for images, labels in self.batches.epoch(progress.epoch, start=progress.batch):
             self.update(images, labels)
             if self.watch.read_now():

@@ -22,7 +22,7 @@ class Optimization:
     Weight decay acts on weights of layers only, not on normalisation, biases, burst strengths and time constants.
     """
 
-    optimizer: Literal["adamw", "sgd"] = "adamw"
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     """Update rule; sgd has Nesterov momentum 0.9."""
     lr: float = 1e-3
     """Peak learning rate."""
@@ -31,15 +31,19 @@ class Optimization:
     warmup_epochs: float = 1.0
     """Epochs of linear warm-up; fractions are allowed."""
     weight_decay: float = 1e-4
-    """Decoupled for adamw, L2 for sgd."""
+    """Decoupled for adamw, L2 for adam and sgd."""
     clip_norm: float | None = None
     """Largest norm of the whole gradient; None for no clipping."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the averages of gradient and squared gradient (adamw, adam)."""
 
     def __post_init__(self) -> None:
-        check_choice("optimizer", self.optimizer, ("adamw", "sgd"))
+        check_choice("optimizer", self.optimizer, ("adamw", "adam", "sgd"))
         check_positive("lr", self.lr)
         if self.clip_norm is not None:
             check_positive("clip_norm", self.clip_norm)
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas are {self.betas}, but must lie from 0 to below 1.")
         if self.warmup_epochs < 0 or self.weight_decay < 0 or not 0 <= self.min_lr <= self.lr:
             raise ValueError(
                 f"warmup_epochs {self.warmup_epochs} and weight_decay {self.weight_decay} must not be negative, and "
@@ -57,7 +61,8 @@ class Optimization:
         groups = [group for group in groups if group["params"]]
         if self.optimizer == "sgd":
             return torch.optim.SGD(groups, lr=self.lr, momentum=0.9, nesterov=True, fused=True)
-        return torch.optim.AdamW(groups, lr=self.lr, fused=True)
+        adam = torch.optim.Adam if self.optimizer == "adam" else torch.optim.AdamW
+        return adam(groups, lr=self.lr, betas=self.betas, fused=True)
 
     def learning_rate(self, step: int, total_steps: int, steps_per_epoch: int) -> float:
         """Learning rate of update `step`, counted from 0.

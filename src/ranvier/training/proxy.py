@@ -31,7 +31,7 @@ from ranvier.nn.structure import Activation, Chain
 
 Target = Literal["counts", "rates", "cross_entropy"]
 Worth = Literal["one", "threshold"]
-Output = Literal["spikes", "membrane"]
+ProxyReadout = Literal["spikes", "membrane"]
 Normalizations = Literal["separate", "shared"]
 Pooling = Literal["average", "max"]
 InitialWeights = Literal["network", "torch"]
@@ -49,12 +49,13 @@ class ProxyForm:
     """Initial potential as a share of the threshold; a soft reset keeps it, a hard one would lose it."""
     worth: Worth = "threshold"
     """What a spike is worth: 1, or the threshold, at which the mean of the spikes is the ReLU of the mean current."""
-    clipped: bool = False
-    """Whether the ANN's activation is bounded by what a neuron sends that fires at every step."""
-    output: Output = "membrane"
-    """`membrane`: the last layer answers with its current, the logits. `spikes`: neurons after it, which are counted."""
+    clipped: bool = True
+    """Whether the ANN's activation is bounded by what a neuron sends that fires at every step. Without that bound
+    cross-entropy drives the neurons into saturation, where the ANN still sees a gradient and nothing changes."""
+    readout: ProxyReadout = "membrane"
+    """`membrane`: the last layer answers with its current, the logits. `spikes`: neurons after it are counted."""
     normalization: Normalizations = "shared"
-    """Running averages for each mode (`separate`), or those of the ANN for both (`shared`), see `ranvier.nn.ProxyNorm`."""
+    """Running averages for each mode (`separate`), or those of the ANN for both (`shared`): `ranvier.nn.ProxyNorm`."""
     pooling: Pooling = "average"
     """`average`, or `max`, where a spike of any neuron passes."""
     biases: bool = True
@@ -67,7 +68,7 @@ class ProxyForm:
         check_reset(self.reset)
         for name, choices in (
             ("worth", ("one", "threshold")),
-            ("output", ("spikes", "membrane")),
+            ("readout", ("spikes", "membrane")),
             ("normalization", ("separate", "shared")),
             ("pooling", ("average", "max")),
             ("initial_weights", ("network", "torch")),
@@ -77,9 +78,9 @@ class ProxyForm:
             raise ValueError(f"v_init is {self.v_init}, but is a share of the threshold: from 0 to below 1.")
         if self.reset == "hard" and (self.v_init or self.worth == "threshold"):
             raise ValueError(
-                f"reset is hard, with v_init={self.v_init} and worth={self.worth!r}. A hard reset discards what exceeds "
-                "the threshold, so that neither makes the neuron a better ReLU. Use reset='soft', or v_init=0 and "
-                "worth='one'."
+                f"reset is hard, with v_init={self.v_init} and worth={self.worth!r}. A hard reset discards what "
+                "exceeds the threshold, so that neither makes the neuron a better ReLU. Use reset='soft', or v_init=0 "
+                "and worth='one'."
             )
 
     def neuron(self, num_channels: int, implementation: Implementation = "auto") -> Neuron:
@@ -102,7 +103,8 @@ PUBLISHED_FORM = ProxyForm(
     reset="hard",
     v_init=0.0,
     worth="one",
-    output="spikes",
+    clipped=False,
+    readout="spikes",
     normalization="separate",
     pooling="max",
     biases=False,
@@ -178,7 +180,7 @@ def proxy_network(
                 module.reset_parameters()
             if not form.biases:
                 module.bias = None
-    if form.output == "spikes":
+    if form.readout == "spikes":
         neuron = form.neuron(num_classes, implementation)
         network.body = Chain(network.body, network.readout, ProxyActivation(neuron, "none"))
         network.readout = nn.Identity()
@@ -222,8 +224,8 @@ class ProxyLoss:
     """Factor on the outputs in the cross-entropy."""
     freeze_epoch: int | None = None
     """Normalisation is frozen from this epoch on, counted from 0; None never freezes it."""
-    steps_at_once: int = 4
-    """Steps of the spiking network that are computed in one call: more are faster, and need more memory."""
+    steps_at_once: int = 2
+    """Steps of the spiking network that are computed in one call; more need more memory."""
 
     def __post_init__(self) -> None:
         check_choice("target", self.target, ("counts", "rates", "cross_entropy"))
@@ -318,7 +320,7 @@ def silent_outputs(
     with evaluating(model), torch.inference_mode():
         for images, labels in loader:
             quiet = (model(images.to(device), steps) == 0).all(2)
-            silent.append(quiet.cummin(0).values.sum(1))
+            silent.append(quiet.long().cumprod(0).sum(1))
             total += len(labels)
     if total == 0:
         raise ValueError("the loader gave no samples, so there is nothing to count. Check the data set or its split.")
