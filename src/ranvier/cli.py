@@ -171,14 +171,15 @@ def finetune(
     out: Path | None = None,
     resume: bool = False,
 ) -> None:
-    """Train a converted network further, through its spikes: weights, thresholds, biases and initial potentials.
+    """Train a converted network further: weights, thresholds, biases and initial potentials.
 
-    Conversion gives most of the accuracy at once; a few epochs of training give the rest at few time steps. Leaves what
-    train leaves, and model.safetensors is again a converted network.
+    Conversion gives most of the accuracy at once; a few epochs of training give the rest at few time steps. Gradients
+    pass through the spikes (direct, etc, tet), or through the ANN that the spikes correct (proxy). Leaves what train
+    leaves, and model.safetensors is again a converted network.
 
     Examples:
       ranvier finetune --start runs/cifar10-resnet20-qcfs8-seed0-mmse-ftbc-T4 --steps 4
-      ranvier finetune --start runs/a-snn --steps 2 --epochs 5 --method direct --lr 1e-4 --data PATH
+      ranvier finetune --start runs/a-snn --steps 2 --epochs 5 --method proxy --lr 1e-4 --data PATH
 
     Args:
         recipe: What to start from, and how to train.

@@ -177,3 +177,18 @@ def test_compiles_whole() -> None:
     compiled = torch.compile(neuron, fullgraph=True, backend="eager")
     assert torch.equal(compiled(random_current()), neuron(random_current()))
     torch._dynamo.reset()
+
+
+def test_analog_by_hand() -> None:
+    neuron = ConvertedIF(2, steps=2)
+    neuron.threshold.copy_(torch.tensor([1.0, 2.0]))
+    neuron.bias.copy_(torch.tensor([[0.0, 1.0], [1.0, 0.0]]))  # a half on average
+    current = torch.tensor([[-1.0, 1.0], [0.75, 9.0]]).unsqueeze(0)
+    assert neuron.analog(current).tolist() == [[[0.0, 0.5], [0.25, 2.0]]]
+
+
+def test_analog_is_what_is_sent_on_average() -> None:
+    neuron = ConvertedIF(3)
+    current = torch.rand(1, 5, 3, 4, generator=torch.Generator().manual_seed(0)) * 3 - 1
+    sent = neuron(current.expand(200, -1, -1, -1)).mean(0)
+    assert (sent - neuron.analog(current)[0]).abs().max() < 1.01 / 200

@@ -75,3 +75,19 @@ def test_what_cannot_be_trained_further(snn: Path, tmp_path: Path) -> None:
         run(FinetuneRecipe(start=str(snn), steps=4).override(**FINE), tmp_path / "c", quiet=True)
     with pytest.raises(ValueError, match="etc compares time steps"):
         FinetuneRecipe(start=str(snn), steps=1)
+
+
+def test_proxy_learning_starts_from_a_conversion_too(snn: Path, tmp_path: Path) -> None:
+    before = json.loads((snn / "results.json").read_text())["accuracy_by_step"]
+    result = run(recipe(snn, method="proxy", lr=2e-3, epochs=4), tmp_path / "p", quiet=True)
+    assert result.accuracy_by_step[-1] > before[-1]
+    start, end = load(snn / "model.safetensors"), load(tmp_path / "p" / "model.safetensors")
+    changed = {name for name, value in end.state_dict().items() if not value.equal(start.state_dict()[name])}
+    kinds = {name.rpartition(".")[2] for name in changed}
+    assert kinds == {"weight", "bias", "threshold"}  # an ANN has no initial potentials
+    assert evaluate(tmp_path / "p").accuracy.accuracy == result.accuracy_by_step
+
+
+def test_a_checkpoint_alone_is_no_network(folder: Path) -> None:
+    with pytest.raises(ValueError, match="converted network in training.*--resume"):
+        load_trained(folder / "checkpoint.safetensors")

@@ -71,6 +71,14 @@ class ConvertedIF(Neuron):
             delattr(self, name)
             setattr(self, name, nn.Parameter(value.detach().clone()))
 
+    def analog(self, current: Tensor) -> Tensor:
+        """The activation that the neuron stands for, of `[T, B, C, ...]`: what it sends on average if it is exact.
+
+        min(max(x - mean_t bias[t], 0), threshold)
+        """
+        shape = (-1,) + (1,) * (current.ndim - 3)
+        return (current - self.bias.mean(0).view(shape)).clamp_min(0).minimum(self.threshold.view(shape))
+
     def scan(self, current: Tensor, state: ConvertedState | None) -> tuple[Tensor, ConvertedState]:  # type: ignore[override]
         """Run `converted_scan`."""
         return kernels.converted_scan(

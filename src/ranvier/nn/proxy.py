@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ranvier.checks import check_choice, check_positive, check_sequence
+from ranvier.nn.converted import ConvertedIF
 from ranvier.nn.neurons import Neuron
 from ranvier.nn.normalization import BatchNorm
 from ranvier.nn.structure import Activation
@@ -29,7 +30,7 @@ class ProxyActivation(Activation):
     """A neuron, in analog mode the activation that it stands for.
 
         spiking  the neuron
-        analog   max(x, 0);  clipped: min(max(x, 0), ceiling);  none: x
+        analog   max(x, 0);  clipped: min(max(x, 0), ceiling);  none: x;  of a converted neuron: its `analog`
 
     The neuron is one of `ranvier.nn`, so that whatever counts, traces or exports networks knows it. Starts spiking.
 
@@ -62,6 +63,8 @@ class ProxyActivation(Activation):
             return super().forward(x, carry)
         if self.rectification == "none":
             return x
+        if isinstance(self.neuron, ConvertedIF):
+            return self.neuron.analog(x)
         return torch.relu(x) if self.rectification == "relu" else x.clamp(0, self.ceiling)
 
     def extra_repr(self) -> str:

@@ -234,15 +234,11 @@ class FinetuneRecipe(TrainingRecipe):
         check_positive("steps", self.steps)
         check_positive("surrogate_width", self.surrogate_width)
         self.loss.check_steps(self.steps)
-        if self.loss.method == "proxy":
-            raise ValueError(
-                "method is 'proxy', but a converted network is trained through its spikes. Use direct or etc."
-            )
 
     @property
-    def objective(self) -> DirectLoss:
+    def objective(self) -> DirectLoss | ProxyLoss:
         """The loss of a batch."""
-        return self.loss
+        return ProxyLoss() if self.loss.method == "proxy" else self.loss
 
     @property
     def label(self) -> str:

@@ -17,6 +17,8 @@ from ranvier.data import Augmentation, Batches, ImageSet, ImageSplits, Normaliza
 from ranvier.dynamics import Triangle
 from ranvier.evaluation import Activity, firing_rates
 from ranvier.models import Network
+from ranvier.nn.proxy import ProxyActivation
+from ranvier.nn.structure import Activation
 from ranvier.recipes.recipe import AnnRecipe, FinetuneRecipe, Recipe, TrainingRecipe, read_recipe
 from ranvier.training import CHECKPOINT, Precision, Progress, autocast, fit, start_processes
 from ranvier.weights import load_parameters, load_tensors, save
@@ -223,6 +225,8 @@ def run(
     if accelerator.is_main_process:
         card = {"recipe": recipe.to_json(), "input": asdict(form), "result": asdict(result)}
         if isinstance(model, ConvertedSNN):
+            for name, neuron in model.neurons.items():
+                model.network.set_submodule(name, Activation(neuron))  # without the mode of an ANN
             conversion.save(model, out / MODEL, card)
         else:
             save(model, out / MODEL, card)
@@ -256,6 +260,8 @@ def _trainable(model: nn.Module, recipe: FinetuneRecipe) -> ConvertedSNN:
                 f"{recipe.steps}. Convert the ANN with --steps {recipe.steps}, or train with fewer."
             )
         neuron.make_trainable(recipe.steps, Triangle(recipe.surrogate_width))
+        if recipe.loss.method == "proxy":
+            model.network.set_submodule(name, ProxyActivation(neuron))
     model.steps = recipe.steps
     return model
 
@@ -375,7 +381,11 @@ def load_trained(path: str | Path) -> Trained:
     form = InputFormat.from_json(card["input"])
     if card.get("kind") == conversion.KIND:
         return Trained(conversion.from_card(tensors, card, str(path)), recipe, form)
-    assert isinstance(recipe, Recipe | AnnRecipe)
+    if not isinstance(recipe, Recipe | AnnRecipe):
+        raise ValueError(
+            f"{path} is the checkpoint of a converted network in training, which is no network by itself. Finish the "
+            "run with --resume; it leaves model.safetensors."
+        )
     model = form.build(recipe)
     load_parameters(model, tensors, str(path))
     return Trained(model.eval(), recipe, form)
