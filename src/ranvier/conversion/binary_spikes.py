@@ -46,7 +46,7 @@ def _pair(neuron: LIFB, coupled: bool) -> Neuron:
 def _binary(neuron: ConvertedIF) -> Neuron:
     per_neuron = neuron.v_init.ndim > 1
     twin = ConvertedIF(
-        len(neuron.threshold),
+        max(len(neuron.threshold), len(neuron.v_init)),  # one threshold may be that of all channels
         steps=len(neuron.bias),
         shape=neuron.v_init.shape if per_neuron else None,
         signed=neuron.signed,

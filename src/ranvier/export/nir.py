@@ -215,8 +215,8 @@ def _prepared(images: Tensor, model: nn.Module) -> Tensor:
             f"images have shape {shape_of(images)}, but must be a batch of constant images [B, ...] with {ranks} "
             "dimensions. Of a sequence [T, B, ...] pass one step, images[0]."
         )
-    parameter = next(model.parameters(), None)
-    return images if parameter is None else images.to(parameter.device, parameter.dtype)
+    own = next((tensor for tensor in model.state_dict().values() if tensor.is_floating_point()), images)
+    return images.to(own.device, own.dtype)
 
 
 def _fires(neuron: Neuron) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from ranvier.conversion.draft import free_path, sizes, with_sizes
 from ranvier.conversion.spiking import GraphSNN, spiking
 from ranvier.conversion.vocabulary import FUNCTIONS, Rectifier, slice_axis
-from ranvier.export.nir_write import FORMAT, NEWEST, PAIR, import_nir, node_name
+from ranvier.export.nir_write import FORMAT, NEWEST, PAIR, SEAL, import_nir, node_name, seal_of
 from ranvier.nn import IF, LIF, PLIF, AffineIF, ConvertedIF, LIFPair, Neuron
 
 NEURONS = ("IF", "LIF", "LI", "I")
@@ -48,8 +48,8 @@ def from_nir(
     Raises:
         FileNotFoundError: There is no such file.
         ImportError: The package nir is missing.
-        ValueError: The file is no NIR graph, is recurrent or nested, has a node that is not known here or does not fit
-            its input (it is named), several inputs or outputs, or no dt.
+        ValueError: The file is damaged or no NIR graph, is recurrent or nested, has a node that is not known here or
+            does not fit its input (it is named), several inputs or outputs, or no dt.
 
     >>> import tempfile
     >>> from ranvier.export import to_nir
@@ -65,6 +65,7 @@ def from_nir(
     if not path.is_file():
         why = "is a folder" if path.is_dir() else "does not exist"
         raise FileNotFoundError(f"{path} {why}. Pass a .nir file.")
+    _check_seal(path)
     try:
         # Types are checked below, on what is computed: NIR's own check takes less than what is written in its name.
         graph = nir.read(path, type_check=False)
@@ -73,10 +74,17 @@ def from_nir(
             f"{path} could not be read as a NIR graph ({type(error).__name__}: {error}). It may be truncated or of "
             "another kind: write it again."
         ) from error
-    if not isinstance(graph, nir.NIRGraph):
-        raise ValueError(f"{path} holds a single {type(graph).__name__}, but a graph with Input and Output is needed.")
     with _blaming(str(path), "the file"):
         return _Reader(graph, str(path), dt, use_metadata, dtype).run()
+
+
+def _check_seal(path: Path) -> None:
+    """Raise if the checksum that files of ours end with is not that of the rest."""
+    content = memoryview(path.read_bytes())
+    length = len(seal_of(b""))
+    body, seal = content[:-length], bytes(content[-length:])
+    if seal.startswith(SEAL) and seal != seal_of(body):
+        raise ValueError(f"{path} is damaged: its checksum is not that of its content. Copy or write it again.")
 
 
 @contextmanager
@@ -157,7 +165,12 @@ class _Reader:
         rank = len(self._input_shape(first)) + 1
         if FORMAT not in self.metadata:
             return (rank,)
-        return tuple(int(dims) for dims in self.metadata["frame_dims"])
+        dims = tuple(map(int, self.metadata["frame_dims"]))
+        if rank not in dims:
+            raise self.error(
+                f"holds images of {rank - 1} dimensions, but says that batches have {dims}. Write it again."
+            )
+        return dims
 
     def _input_shape(self, name: str) -> tuple[int, ...]:
         shape = self.nodes[name].input_type["input"]
@@ -377,12 +390,10 @@ def _converted(node: Any, told: Mapping[str, Any]) -> ConvertedIF | None:
     if bool((flat != flat[:, :1]).any()):
         return None
     bias, v_init = _tensor(told["ranvier_bias"]), _tensor(told["ranvier_v_init"])
-    channels, steps = len(threshold), len(bias)
     shape = v_init.shape if v_init.ndim > 1 else None
-    neuron = ConvertedIF(channels, steps=steps, shape=shape, signed=bool(told["ranvier_signed"]), binary=True)
-    state = {"threshold": flat[:, 0], "bias": bias, "v_init": v_init}
-    own = neuron.state_dict()
-    neuron.load_state_dict({name: number.expand_as(own[name]).clone() for name, number in state.items()}, assign=True)
+    signed = bool(told["ranvier_signed"])
+    neuron = ConvertedIF(len(threshold), steps=len(bias), shape=shape, signed=signed, binary=True)
+    neuron.load_state_dict({"threshold": flat[:, 0].clone(), "bias": bias, "v_init": v_init}, assign=True)
     return neuron
 
 

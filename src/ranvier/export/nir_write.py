@@ -9,6 +9,7 @@ files have that as threshold, and so say that ties fire; others have theta itsel
 """
 
 import copy
+import hashlib
 import inspect
 import io
 import keyword
@@ -49,6 +50,8 @@ NEWEST = 1
 """The newest layout that is known here."""
 PAIR = "ranvier_first_of_pair"
 """Key of a node's metadata with the name of the neuron whose spikes reset this one, too."""
+SEAL = b"\nranvier sha256 "
+"""What the checksum behind the file begins with."""
 TIES = "a tie with the threshold fires"
 
 
@@ -105,15 +108,25 @@ def translated(
 
 
 def content_of(graph: "nir.NIRGraph") -> bytes:
-    """The file of a graph. In memory, since HDF5 has errors of its own for full disks."""
+    """The file of a graph, with its seal. In memory, since HDF5 has errors of its own for full disks."""
     buffer = io.BytesIO()
     import_nir().write(buffer, graph)
-    return buffer.getvalue()
+    return buffer.getvalue() + seal_of(buffer.getvalue())
+
+
+def seal_of(content: bytes | memoryview) -> bytes:
+    """A checksum behind the end of an HDF5 file, where no reader looks.
+
+    A damaged file is told by it before HDF5 sees it, which may hang, ask for any amount of memory, or read other
+    numbers. A tool that changes the file cuts it off.
+    """
+    return SEAL + hashlib.sha256(content).hexdigest().encode() + b"\n"
 
 
 def precision_of(traced: TracedNetwork) -> torch.dtype:
     """What potentials are kept in: float64 in a network of that, else float32."""
-    double = any(parameter.dtype == torch.float64 for parameter in traced.graph.parameters())
+    parts = (traced.graph, *traced.neurons.values())
+    double = any(tensor.dtype == torch.float64 for part in parts for tensor in part.state_dict().values())
     return torch.float64 if double else torch.float32
 
 
@@ -335,19 +348,15 @@ class _Writer:
             raise self.refuse(
                 node, f"has a kernel of {list(kernel)}", "NIR's readers take square kernels: pad the kernel with zeros."
             )
-        if isinstance(layer.padding, str) and layer.padding != "valid":
-            raise self.refuse(node, f"has padding {layer.padding!r}", "Give the padding as numbers.")
-        if layer.padding_mode != "zeros":
-            raise self.refuse(node, f"pads with {layer.padding_mode}", "NIR pads with zeros.")
         weight = array_of(_without_groups(layer))
         bias = np.zeros(layer.out_channels, weight.dtype) if layer.bias is None else array_of(layer.bias)
-        padding = (0,) * len(kernel) if isinstance(layer.padding, str) else layer.padding
+        padding = layer.padding  # "same" and "valid" are NIR's words, too
         if isinstance(layer, nn.Conv1d):
             return self.nir.Conv1d(
                 input_shape=shape[1],
                 weight=weight,
                 stride=layer.stride[0],
-                padding=padding[0],
+                padding=padding if isinstance(padding, str) else padding[0],
                 dilation=layer.dilation[0],
                 groups=1,
                 bias=bias,
@@ -356,7 +365,7 @@ class _Writer:
             input_shape=tuple(shape[1:]),
             weight=weight,
             stride=tuple(layer.stride),
-            padding=tuple(padding),
+            padding=padding if isinstance(padding, str) else tuple(padding),
             dilation=tuple(layer.dilation),
             groups=1,
             bias=bias,
@@ -364,12 +373,13 @@ class _Writer:
 
     def per_channel(self, node: fx.Node, affine: ChannelAffine, shape: tuple[int, ...]) -> "nir.NIRNode":
         """A scale and shift of each channel as a layer whose weights are on the diagonal."""
-        weight = torch.diag(affine.scale)
+        weight, shift = torch.diag(affine.scale).cpu(), affine.shift.cpu()
         if len(shape) == 1:
-            return self.dense(weight, affine.shift)
-        conv = (nn.Conv1d, nn.Conv2d)[len(shape) - 2](shape[0], shape[0], 1)
+            return self.dense(weight, shift)
+        kind: Any = (nn.Conv1d, nn.Conv2d)[len(shape) - 2]
+        conv = nn.utils.skip_init(kind, shape[0], shape[0], 1)  # whose first weights would use up randomness
         conv.weight.data = weight.view(*weight.shape, *(1,) * (len(shape) - 1))
-        conv.bias.data = affine.shift  # type: ignore[union-attr]
+        conv.bias.data = shift
         return self.convolution(node, conv, shape)
 
     # Functions
