@@ -3,8 +3,8 @@
     python benchmarks/hardware_round_trip.py --data PATH --out runs/hardware
 
 Trains SEW-ResNet-18 and VGGSNN with burst neurons on the first images of CIFAR-10 for a few hundred updates, leaves
-each network in a folder that `ranvier export` and `ranvier energy` take, and compares, on test images, the predictions of
-the network, of the decoupled one and of the NIR file, and their spikes.
+each network in a folder that `ranvier export` and `ranvier energy` take, and compares, on test images, the predictions
+of the network, of the decoupled one and of the NIR file, and their spikes.
 """
 
 import argparse

@@ -7,7 +7,14 @@ from pathlib import Path
 from ranvier import dynamics
 
 PAGE = Path(__file__).with_suffix(".md")
-NEURONS = {"IF": "if_scan", "LIF": "lif_scan", "PLIF": "plif_scan", "LIFB": "lifb_scan", "LIFPair": "lif_pair_scan", "AffineIF": "affine_scan"}
+NEURONS = {
+    "IF": "if_scan",
+    "LIF": "lif_scan",
+    "PLIF": "plif_scan",
+    "LIFB": "lifb_scan",
+    "LIFPair": "lif_pair_scan",
+    "AffineIF": "affine_scan",
+}
 CONVERSION = {"QCFS": "qcfs", "ConvertedIF": "converted_scan"}
 SURROGATES = ("Triangle", "ATan", "Sigmoid", "Rectangle")
 

@@ -1,6 +1,6 @@
 """From a burst network to hardware: train, decouple, write NIR, count energy, stop early.
 
-    python examples/to_hardware.py
+python examples/to_hardware.py
 """
 
 import tempfile
