@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ranvier.kernels import compile_whole
-from ranvier.nn import IF, BatchNorm, Carry, ConvertedIF, ProxyActivation, ProxyNorm, analog
+from ranvier.nn import IF, LIF, BatchNorm, Carry, ConvertedIF, ProxyActivation, ProxyNorm, analog
 from ranvier.nn.structure import Chain
 
 CLOSE = {"rtol": 1e-12, "atol": 1e-12}
@@ -198,3 +198,14 @@ def test_each_mode_is_compiled_once() -> None:
             torch.testing.assert_close(compiled(x), net(x))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
     torch.compiler.reset()
+
+
+def test_a_converted_neuron_says_itself_what_it_stands_for() -> None:
+    neuron = ConvertedIF(2)
+    neuron.threshold.copy_(torch.tensor([1.0, 2.0]))
+    layer = ProxyActivation(neuron, "own")
+    x = torch.tensor([[-1.0, 1.5], [9.0, 9.0]]).unsqueeze(0)
+    with analog(layer):
+        assert layer(x).tolist() == [[[0.0, 1.5], [1.0, 2.0]]]
+    with pytest.raises(ValueError, match="a LIF has none"):
+        ProxyActivation(LIF(), "own")

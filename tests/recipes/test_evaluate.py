@@ -142,7 +142,7 @@ def test_energy_stands_beside_accuracy(folder: Path) -> None:
     assert rates == pytest.approx([layer.mean_firing_rate for layer in evaluation.activity.layers], rel=0.02)
     console = Console(record=True, file=io.StringIO(), width=100)
     console.print(evaluation)
-    assert "Energy for an image (n = 500)" in console.export_text()
+    assert "Energy for an image, over its first 1 .. 4 steps (n = 500)" in console.export_text()
 
 
 def test_energy_by_costs_of_ones_own(folder: Path) -> None:

@@ -16,8 +16,8 @@ from ranvier.recipes import (
     digits_ann,
     fashion_mnist_proxy,
 )
-from ranvier.recipes.recipe import FinetuneRecipe, read_recipe
-from ranvier.training import PUBLISHED_FORM, PUBLISHED_LOSS, DirectLoss
+from ranvier.recipes.recipe import read_recipe
+from ranvier.training import PUBLISHED_FORM, PUBLISHED_LOSS
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -195,11 +195,6 @@ def test_recipes_from_before_proxy_learning_still_load_and_resume() -> None:
     assert read_recipe(content) == digits()
     assert "proxy" not in digits().identity()
     assert digits(method="proxy").identity() != digits(method="proxy", v_init=0.0).identity()
-
-
-def test_converted_networks_are_not_trained_by_proxy() -> None:
-    with pytest.raises(ValueError, match="through its spikes"):
-        FinetuneRecipe(loss=DirectLoss("proxy"))
 
 
 def test_consistency_with_one_step_is_refused() -> None:

@@ -22,21 +22,22 @@ from ranvier.nn.normalization import BatchNorm
 from ranvier.nn.structure import Activation
 from ranvier.nn.time import Carry, fold_time, unfold_time
 
-Rectification = Literal["relu", "clipped", "none"]
-RECTIFICATIONS = ("relu", "clipped", "none")
+Rectification = Literal["relu", "clipped", "none", "own"]
+RECTIFICATIONS = ("relu", "clipped", "none", "own")
 
 
 class ProxyActivation(Activation):
     """A neuron, in analog mode the activation that it stands for.
 
         spiking  the neuron
-        analog   max(x, 0);  clipped: min(max(x, 0), ceiling);  none: x;  of a converted neuron: its `analog`
+        analog   max(x, 0);  clipped: min(max(x, 0), ceiling);  none: x;  own: what the neuron says
 
     The neuron is one of `ranvier.nn`, so that whatever counts, traces or exports networks knows it. Starts spiking.
 
     Args:
         neuron: Neuron of the spiking mode.
-        rectification: Activation of the analog mode; `none` for neurons of an output, whose ANN is linear there.
+        rectification: Activation of the analog mode; `none` for neurons of an output, whose ANN is linear there,
+            `own` for converted neurons with the `analog` of their thresholds and biases.
         ceiling: Largest value of the clipped activation: what a neuron sends that fires at every step.
 
     >>> from ranvier.nn import IF
@@ -52,6 +53,10 @@ class ProxyActivation(Activation):
     def __init__(self, neuron: Neuron, rectification: Rectification = "relu", ceiling: float = math.inf) -> None:
         super().__init__(neuron)
         check_choice("rectification", rectification, RECTIFICATIONS)
+        if rectification == "own" and not isinstance(neuron, ConvertedIF):
+            raise ValueError(
+                f"rectification is 'own', but a {type(neuron).__name__} has none: only a ConvertedIF does."
+            )
         check_positive("ceiling", ceiling)
         self.rectification: Rectification = rectification
         self.ceiling = ceiling
@@ -63,7 +68,8 @@ class ProxyActivation(Activation):
             return super().forward(x, carry)
         if self.rectification == "none":
             return x
-        if isinstance(self.neuron, ConvertedIF):
+        if self.rectification == "own":
+            assert isinstance(self.neuron, ConvertedIF)
             return self.neuron.analog(x)
         return torch.relu(x) if self.rectification == "relu" else x.clamp(0, self.ceiling)
 

@@ -261,7 +261,7 @@ def _trainable(model: nn.Module, recipe: FinetuneRecipe) -> ConvertedSNN:
             )
         neuron.make_trainable(recipe.steps, Triangle(recipe.surrogate_width))
         if recipe.loss.method == "proxy":
-            model.network.set_submodule(name, ProxyActivation(neuron))
+            model.network.set_submodule(name, ProxyActivation(neuron, "own"))
     model.steps = recipe.steps
     return model
 
