@@ -64,7 +64,11 @@ def write_json(path: str | Path, content: Any) -> None:
 
 def tuples(content: Mapping[str, Any]) -> dict[str, Any]:
     """Keyword arguments from json, which has no tuples but lists: `Account(**tuples(json.loads(text)))`."""
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
+    return {key: _tuple(value) for key, value in content.items()}
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(map(_tuple, value)) if isinstance(value, list) else value
 
 
 def _umask() -> int:

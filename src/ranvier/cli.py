@@ -20,6 +20,13 @@ RECIPES = {
     "fashion-mnist-full": recipes.fashion_mnist_full,
     "fashion-mnist-proxy": recipes.fashion_mnist_proxy,
     "cifar10": recipes.cifar10,
+    "nmnist": recipes.nmnist,
+    "dvs-cifar10": recipes.dvs_cifar10,
+    "ncaltech101": recipes.ncaltech101,
+    "dvs-gesture": recipes.dvs_gesture,
+    "simulated-digits-dvs": recipes.simulated_digits_dvs,
+    "simulated-fashion-mnist-dvs": recipes.simulated_fashion_mnist_dvs,
+    "simulated-cifar10-dvs": recipes.simulated_cifar10_dvs,
 }
 ANN_RECIPES = {
     "digits": recipes.digits_ann,
@@ -326,6 +333,31 @@ def energy(
     Console().print(result)
 
 
+def show(
+    path: Annotated[Path, tyro.conf.Positional],
+    *,
+    data: str | None = None,
+    steps: int | None = None,
+    index: int = 0,
+    out: Path | None = None,
+) -> None:
+    """Draw a recording of an event camera, or what a spiking network sees and sends for one test image.
+
+    Examples:
+      ranvier show PATH/Train/0/00002.bin
+      ranvier show recording.aedat --steps 20 --out pictures
+      ranvier show runs/simulated-digits-dvs-conv4-etc-lif-T10-seed0 --index 3
+
+    Args:
+        path: A recording (.bin, .aedat, .dat), or the folder of a run, or its model.safetensors.
+        data: Data set to use instead of the one on the card.
+        steps: Frames of a recording, 10 by default; or time steps of the network, by default those of training.
+        index: Which test image, counted from 0.
+        out: Folder for the pictures; by default runs/show/NAME.
+    """
+    Console(highlight=False).print(str(recipes.show(path, out, source=data, steps=steps, index=index)), soft_wrap=True)
+
+
 def demo(*, out: Path = Path("runs/demo"), seed: int = 0) -> None:
     """Train LIF and burst neurons with and without temporal consistency, and convert an ANN, on the bundled digits.
 
@@ -366,6 +398,7 @@ COMMANDS: dict[str, Any] = {
     "evaluate": evaluate,
     "energy": energy,
     "export": export,
+    "show": show,
     "info": info,
 }
 

@@ -1,6 +1,9 @@
+from collections import Counter
 from itertools import islice
+from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,7 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ranvier.data import Augmentation, Batches, ImageSet, Normalization, StreamedImages
+from ranvier.data import batches as batches_module
 from ranvier.data.batches import _generator
+from ranvier.data.events import FrameAugmentation, FrameSet
 
 AUGMENT = Augmentation(crop_padding=2, flip=True, auto_augment=True, cutout=3)
 NORMALIZATION = Normalization((0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
@@ -18,6 +23,19 @@ def _noise(count: int = 23) -> ImageSet:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (count, 3, 6, 7), dtype=torch.uint8, generator=generator)
     return ImageSet(pixels, torch.arange(count), tuple(map(str, range(count))), "noise")  # label = row
+
+
+def _frames(count: int = 23, dtype: torch.dtype = torch.uint8) -> FrameSet:
+    counts = torch.randint(0, 9, (count, 5, 6, 7, 2), generator=torch.Generator().manual_seed(0)).to(dtype)
+    frames = counts.permute(0, 1, 4, 2, 3)  # as a store has them, with the channels last in memory
+    return FrameSet(frames, torch.arange(count), tuple(map(str, range(count))), "frames")  # label = row
+
+
+FRAME_AUGMENT = FrameAugmentation(crop_padding=2, flip=True, shift=1, drop=0.5)
+
+
+def _training_frames(frames: FrameSet, batch_size: int = 4, **settings: object) -> Batches:
+    return Batches(frames, batch_size, augment=FRAME_AUGMENT, shuffle=True, seed=7, **settings)  # type: ignore[arg-type]
 
 
 def _streamed(images: ImageSet) -> StreamedImages:
@@ -173,3 +191,171 @@ def test_order_and_randomness_never_change() -> None:
     images, labels = next(batches.epoch(3, start=2))
     assert labels.tolist() == [16, 18, 1, 9]
     assert images.double().sum().item() == pytest.approx(-363.7712, abs=1e-3)  # 504 values in float32
+
+
+# ---------------------------------------------------------------------------------------------------------- frames
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.float16, torch.float32])
+@pytest.mark.parametrize("contiguous", [False, True])
+def test_frames_come_time_first_as_raw_counts(dtype: torch.dtype, contiguous: bool) -> None:
+    held = _frames(dtype=dtype)
+    if contiguous:
+        held = FrameSet(held.frames.contiguous(), held.labels, held.classes, held.name)
+    before = held.frames.clone()
+    frames, labels = zip(*Batches(held, 5), strict=True)
+    assert [batch.shape for batch in frames] == [(5, 5, 2, 6, 7)] * 4 + [(5, 3, 2, 6, 7)]
+    assert {batch.dtype for batch in frames} == {torch.float32}
+    assert torch.equal(torch.cat(frames, 1), before.transpose(0, 1).float())
+    assert torch.equal(torch.cat(labels), held.labels)
+    for batch in frames:
+        batch.zero_()
+    assert torch.equal(held.frames, before)
+
+
+@pytest.mark.parametrize("augment", [None, FRAME_AUGMENT])
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_folded_frames_are_a_view_with_the_channels_last(augment: FrameAugmentation | None, batch_size: int) -> None:
+    frames, _ = next(iter(Batches(_frames(), batch_size, augment=augment)))
+    folded = frames.flatten(0, 1)
+    assert folded.data_ptr() == frames.data_ptr()
+    assert folded.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_part_of_a_set_of_frames() -> None:
+    rest, held_out = _frames().hold_out(7, seed=0)
+    for part in (rest, held_out):
+        (frames, labels), *_ = Batches(part, 23)
+        assert torch.equal(frames, _frames().frames[labels].transpose(0, 1).float())
+        assert torch.equal(labels, part.labels)
+
+
+@given(start=st.integers(0, 6), epoch=st.integers(0, 3), balanced=st.booleans())
+@settings(max_examples=20)
+def test_resuming_frames_equals_never_having_stopped(start: int, epoch: int, balanced: bool) -> None:
+    batches = _training_frames(_frames(), balanced=balanced)
+    _assert_same(batches.epoch(epoch, start), islice(batches.epoch(epoch), start, None))
+
+
+@given(share=st.integers(1, 3), world=st.integers(1, 4), balanced=st.booleans())
+@settings(max_examples=20)
+def test_ranks_together_see_the_frames_that_one_process_sees(share: int, world: int, balanced: bool) -> None:
+    held, size = _frames(), share * world
+    ranks = [_training_frames(held, size, rank=rank, world=world, balanced=balanced).epoch(1) for rank in range(world)]
+    for (frames, labels), *others in zip(_training_frames(held, size, balanced=balanced).epoch(1), *ranks, strict=True):
+        assert torch.equal(torch.cat([part for part, _ in others], 1), frames)
+        assert torch.equal(torch.cat([part for _, part in others]), labels)
+
+
+def test_an_empty_share_of_frames_is_augmented_too() -> None:
+    frames, labels = list(_training_frames(_frames(10), 8, rank=0, world=4))[-1]
+    assert frames.shape == (5, 0, 2, 6, 7)
+    assert labels.shape == (0,)
+
+
+def test_frames_and_images_come_in_the_same_order() -> None:
+    for balanced in (False, True):
+        images, frames = _training(_noise(), balanced=balanced), _training_frames(_frames(), balanced=balanced)
+        assert [labels.tolist() for _, labels in images] == [labels.tolist() for _, labels in frames]
+
+
+def test_order_and_randomness_of_frames_never_change() -> None:
+    """Runs are comparable over versions only while these stay what they are."""
+    frames, labels = next(_training_frames(_frames()).epoch(3, start=2))
+    assert labels.tolist() == [16, 18, 1, 9]
+    assert (frames.long().flatten() * torch.arange(frames.numel())).sum() == 2774249
+    assert next(_training_frames(_frames(), balanced=True).epoch(3, start=2))[1].tolist() == [18, 14, 9, 18]
+
+
+def test_frames_are_read_from_a_file_row_by_row(tmp_path: Path) -> None:
+    np.save(tmp_path / "frames.npy", _frames().frames.permute(0, 1, 3, 4, 2).numpy())
+    mapped = torch.from_numpy(np.lib.format.open_memmap(tmp_path / "frames.npy", mode="c")).permute(0, 1, 4, 2, 3)
+    stored = FrameSet(mapped, _frames().labels, _frames().classes, "stored")
+    _assert_same(_training_frames(stored).epoch(1), _training_frames(_frames()).epoch(1))
+
+
+def test_frames_stay_where_they_are_on_a_cpu() -> None:
+    held = _frames()
+    for device in (None, "cpu"):
+        batches = Batches(held, 4, device=device)
+        assert batches.device.type == "cpu"
+        assert batches.images is held
+    frames, labels = next(iter(Batches(held, 4, device="meta")))
+    assert frames.device.type == labels.device.type == "meta"
+    assert frames.shape == (5, 4, 2, 6, 7)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("share", [0.0, 1.0])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.float16])
+def test_device_does_not_change_frames(share: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches_module, "_SHARE_OF_MEMORY", share)
+    held, _ = _frames(dtype=dtype).hold_out(3, seed=0)
+    batches = _training_frames(held, device="cuda", balanced=True)
+    assert isinstance(batches.images, FrameSet)
+    assert batches.images.frames.device.type == ("cuda" if share else "cpu")
+    for (ours, labels), (expected, expected_labels) in zip(
+        batches.epoch(1), _training_frames(held, balanced=True).epoch(1), strict=True
+    ):
+        assert ours.device.type == labels.device.type == "cuda"
+        assert torch.equal(labels.cpu(), expected_labels)
+        assert torch.equal(ours.cpu(), expected)
+        assert ours.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_the_other_kind_of_augmentation_is_refused() -> None:
+    with pytest.raises(
+        TypeError, match="augment is an Augmentation, but frames holds frames. Pass a FrameAugmentation"
+    ):
+        Batches(_frames(), 4, augment=AUGMENT)
+    with pytest.raises(TypeError, match="augment is a FrameAugmentation, but noise holds images. Pass an Augmentation"):
+        Batches(_noise(), 4, augment=FRAME_AUGMENT)
+    with pytest.raises(ValueError, match="frames holds frames, which are raw counts. Pass None"):
+        Batches(_frames(), 4, normalization=NORMALIZATION)
+    with pytest.raises(ValueError, match="frames has 23 recordings, batch_size is 24"):
+        Batches(_frames(), 24, drop_last=True)
+
+
+# -------------------------------------------------------------------------------------------------------- balanced
+
+
+def _unbalanced(counts: tuple[int, ...]) -> ImageSet:
+    labels = torch.cat([torch.full((count,), index) for index, count in enumerate(counts)])
+    labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))]
+    return ImageSet(torch.zeros(len(labels), 1, 1, 1, dtype=torch.uint8), labels, tuple(map(str, counts)), "unbalanced")
+
+
+def test_balanced_epochs_hold_all_classes_equally_often() -> None:
+    unbalanced = _unbalanced((900, 90, 0, 10))
+    drawn: Counter[int] = Counter()
+    for epoch in range(30):
+        batches = Batches(unbalanced, 64, balanced=True, seed=1)
+        assert len(batches) == 16
+        drawn.update(torch.cat([labels for _, labels in batches.epoch(epoch)]).tolist())
+    assert sum(drawn.values()) == 30 * 1000
+    assert sorted(drawn) == [0, 1, 3]
+    for count in drawn.values():
+        assert abs(count - 10_000) < 410  # five standard deviations
+
+
+def test_all_images_of_a_class_are_drawn_equally_often() -> None:
+    twelve = ImageSet(
+        torch.arange(12, dtype=torch.uint8)[:, None, None, None],
+        torch.tensor([0] * 10 + [1] * 2),
+        ("many", "few"),
+        "twelve",
+    )
+    batches = Batches(twelve, 12, balanced=True)
+    drawn = torch.cat([(images * 255).round().flatten() for epoch in range(1000) for images, _ in batches.epoch(epoch)])
+    counts = drawn.long().bincount(minlength=12)
+    assert (counts[:10] - 600).abs().max() < 120  # five standard deviations
+    assert (counts[10:] - 3000).abs().max() < 240
+
+
+def test_balanced_epochs_differ_and_follow_from_the_seed() -> None:
+    def order(epoch: int, **settings: object) -> list[int]:
+        batches = Batches(_noise(), 4, balanced=True, **settings)  # type: ignore[arg-type]
+        return torch.cat([labels for _, labels in batches.epoch(epoch)]).tolist()
+
+    assert order(0) == order(0) == order(0, shuffle=True)
+    assert len({tuple(order(0)), tuple(order(1)), tuple(order(0, seed=1))}) == 3

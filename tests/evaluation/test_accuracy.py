@@ -49,10 +49,10 @@ def test_batches_add_up(batch: int) -> None:
     images = LOGITS.transpose(0, 1)
     loader = list(zip(images.split(batch), LABELS.split(batch), strict=True))
     curve = accuracy_by_step(Fixed(), loader, 3)
-    assert curve == AccuracyByStep(HITS, TIES, 3)
+    assert curve == AccuracyByStep(HITS, TIES, 3, silent=(0, 0, 0))
     assert curve.accuracy == (1 / 3, 1 / 3, 2 / 3)
     assert curve.final == 2 / 3
-    assert accuracy_by_step(Fixed(), loader, 2) == AccuracyByStep(HITS[:2], TIES[:2], 3)
+    assert accuracy_by_step(Fixed(), loader, 2) == AccuracyByStep(HITS[:2], TIES[:2], 3, silent=(0, 0))
     assert accuracy_by_step(Fixed(), loader) == curve
 
 
@@ -159,12 +159,24 @@ def test_logits_without_time_raise() -> None:
         accuracy_by_step(Flat(), [(torch.zeros(4, 3), torch.zeros(4, dtype=torch.int64))])
 
 
+def test_silent_samples_are_counted_up_to_each_step() -> None:
+    outputs = torch.zeros(3, 5, 2)
+    outputs[0, 1, 0] = outputs[2, 2, 1] = outputs[1, 1, 1] = 1  # samples 0, 3 and 4 never answer, 2 does at the end
+    images = outputs.transpose(0, 1)
+    labels = torch.zeros(5, dtype=torch.int64)
+    curve = accuracy_by_step(Fixed(), [(images[:4], labels[:4]), (images[4:], labels[4:])], 3)
+    assert curve.silent == (4, 4, 3)
+    assert str(curve).endswith("silent 80.00 % 80.00 % 60.00 %)")
+    assert list(curve.__rich__().columns[-1].cells) == ["80.00", "80.00", "60.00"]
+    assert curve.hits == (1, 0, 0)  # sample 1 for class 0 at first, then a tie
+
+
 def test_shown_and_saved(tmp_path: Path) -> None:
     curve = AccuracyByStep(HITS, TIES, 3)
     assert str(curve) == "T=1 33.33 %  T=2 33.33 %  T=3 66.67 %  (n = 3, ties 33.33 % 33.33 % 0.00 %)"
     curve.save(tmp_path / "curve.json")
     saved = json.loads((tmp_path / "curve.json").read_text())
-    assert saved == {"hits": [1, 1, 2], "ties": [1, 1, 0], "total": 3, "accuracy": [1 / 3, 1 / 3, 2 / 3]}
+    assert saved == {"hits": [1, 1, 2], "ties": [1, 1, 0], "total": 3, "silent": [], "accuracy": [1 / 3, 1 / 3, 2 / 3]}
     columns = [list(column.cells) for column in curve.__rich__().columns]
     assert columns == [["1", "2", "3"], ["33.33", "33.33", "66.67"], ["33.33", "33.33", "0.00"]]
 

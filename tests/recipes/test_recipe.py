@@ -9,12 +9,13 @@ from ranvier.data import Augmentation
 from ranvier.nn import LIFB, ConvertedIF, Neuron, ProxyNorm
 from ranvier.recipes import (
     AnnRecipe,
-    Recipe,
     TrainingRecipe,
     cifar10_ann_full,
     digits,
     digits_ann,
     fashion_mnist_proxy,
+    nmnist,
+    simulated_digits_dvs,
 )
 from ranvier.recipes.recipe import read_recipe
 from ranvier.training import PUBLISHED_FORM, PUBLISHED_LOSS
@@ -23,7 +24,7 @@ from ranvier.training import PUBLISHED_FORM, PUBLISHED_LOSS
 @pytest.mark.parametrize("name", RECIPES)
 def test_json_round_trip(name: str) -> None:
     recipe = RECIPES[name](seed=3, model="mlp", hidden=(7, 8))
-    assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
+    assert type(recipe).from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
 
 
 @pytest.mark.parametrize("name", ANN_RECIPES)
@@ -32,7 +33,16 @@ def test_json_round_trip_of_anns(name: str) -> None:
     assert AnnRecipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
 
 
-@pytest.mark.parametrize("recipe", [digits(neuron="lifb"), digits_ann(levels=4), TrainingRecipe("mine", "/data")])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        digits(neuron="lifb"),
+        digits_ann(levels=4),
+        TrainingRecipe("mine", "/data"),
+        nmnist(bins="count", shift=2),
+        simulated_digits_dvs(path=((0.0, 0.0), (0.5, 0.5)), amplitude=3.0),
+    ],
+)
 def test_a_card_tells_which_kind_of_recipe_it_holds(recipe: TrainingRecipe) -> None:
     read = read_recipe(json.loads(json.dumps(recipe.to_json())))
     assert read == recipe

@@ -26,7 +26,6 @@ from ranvier.training import (
     ProxyLoss,
     fit,
     proxy_network,
-    silent_outputs,
 )
 from ranvier.training.proxy import run_spiking
 from ranvier.weights import load, save
@@ -374,20 +373,6 @@ def test_training_learns() -> None:
 
 
 # Measures and errors
-
-
-def test_silent_outputs_are_counted_up_to_each_step() -> None:
-    outputs = torch.zeros(3, 4, 2)
-    outputs[0, 1, 0] = outputs[2, 2, 1] = outputs[1, 1, 1] = 1
-
-    class Fixed(nn.Module):
-        def forward(self, images: Tensor, steps: int | None) -> Tensor:
-            return outputs[:, : len(images)]
-
-    loader = [(torch.zeros(4, 1), torch.zeros(4)), (torch.zeros(1, 1), torch.zeros(1))]
-    assert silent_outputs(Fixed(), loader, 3) == pytest.approx((4 / 5, 4 / 5, 3 / 5))
-    with pytest.raises(ValueError, match="no samples"):
-        silent_outputs(Fixed(), [], 3)
 
 
 @pytest.mark.parametrize(

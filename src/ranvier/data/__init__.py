@@ -1,10 +1,12 @@
-"""What comes in: images, the bundled digits, augmentation and batches."""
+"""What comes in: images, the bundled digits, augmentation and batches; images as simulated event recordings."""
 
+from ranvier.data import events
 from ranvier.data.augment import Augmentation, Normalization
 from ranvier.data.batches import Batches
 from ranvier.data.digits import load_digits
 from ranvier.data.images import ImageSet, ImageSplits, StreamedImages
 from ranvier.data.loading import load_images
+from ranvier.data.saccades import SaccadeSettings, SimulatedRecordings, simulate, simulated_events
 
 __all__ = [
     "Augmentation",
@@ -12,7 +14,12 @@ __all__ = [
     "ImageSet",
     "ImageSplits",
     "Normalization",
+    "SaccadeSettings",
+    "SimulatedRecordings",
     "StreamedImages",
+    "events",
     "load_digits",
     "load_images",
+    "simulate",
+    "simulated_events",
 ]

@@ -1,4 +1,4 @@
-"""Batches of images for training and evaluation, reproducible from any point on and for any number of processes."""
+"""Batches of images or frames, reproducible from any point of the training on and for any number of processes."""
 
 from __future__ import annotations
 
@@ -13,25 +13,32 @@ from torch.utils.data import DataLoader
 
 from ranvier.data.augment import Augmentation, Normalization
 from ranvier.data.autoaugment import to_device
+from ranvier.data.events.frame_augment import FrameAugmentation
+from ranvier.data.events.frame_set import FrameSet
 from ranvier.data.images import ImageSet, StreamedImages
+
+_SHARE_OF_MEMORY = 0.25  # of what a GPU has free when a set of frames moves there: networks need the rest
 
 
 class Batches:
-    """Image batches, each a pure function of the settings, the epoch and the batch's number.
+    """Batches of images, or of frames of recordings: each a pure function of the settings, the epoch and its number.
 
     No random state exists: the order follows from (seed, epoch), the augmentation from (seed, epoch, batch). So
     training resumes at any batch without stored state, bit for bit, and each of several processes sees exactly its
     slice of what one process would see.
 
     An `ImageSet` is moved to `device` once and stays there; no batch waits for the device. `StreamedImages` are decoded
-    by worker processes.
+    by worker processes. A `FrameSet` moves to a GPU if it takes at most a quarter of the free memory; otherwise each
+    batch is read from the file and moved by itself, in any order equally fast.
 
     Args:
         images: What to take batches from.
-        batch_size: Images in a *global* batch, over all processes; a multiple of `world`.
-        augment: Random changes; None for evaluation.
-        normalization: Applied last; None scales pixels to [0, 1].
+        batch_size: Images (or recordings) in a *global* batch, over all processes; a multiple of `world`.
+        augment: Random changes, a `FrameAugmentation` for a `FrameSet`; None for evaluation.
+        normalization: Applied last; None scales pixels to [0, 1]. Frames are raw counts, and have none.
         shuffle: Take the images in a new random order each epoch.
+        balanced: Draw the images of each epoch anew, with replacement, so that all classes come equally often in the
+            mean. An epoch has as many as before; this goes before `shuffle`.
         seed: Decides order and augmentation.
         rank: This process, `0 .. world - 1`. It gets rows `rank * b // world` up to `(rank + 1) * b // world` of each
             global batch of b images.
@@ -39,10 +46,12 @@ class Batches:
         drop_last: Leave out a last batch that is incomplete. If it is kept, b may not be a multiple of `world`: slices
             then differ by at most one row, and are empty for some ranks where b < world.
         device: Where batches are wanted; None keeps an `ImageSet` where it is and streams to the CPU.
-        num_workers: Processes that decode `StreamedImages`; an `ImageSet` needs none.
+        num_workers: Processes that decode `StreamedImages`; the others need none.
 
     Raises:
-        ValueError: a size is out of range, `batch_size` is not a multiple of `world`, or `drop_last` leaves no batch.
+        TypeError: the augmentation is one for the other kind of set.
+        ValueError: a size is out of range, `batch_size` is not a multiple of `world`, `drop_last` leaves no batch, or
+            frames are to be normalised.
 
     >>> pixels, labels = torch.zeros(10, 1, 8, 8, dtype=torch.uint8), torch.zeros(10, dtype=torch.long)
     >>> batches = Batches(ImageSet(pixels, labels, ("one",), "zeros"), batch_size=4)
@@ -52,12 +61,13 @@ class Batches:
 
     def __init__(
         self,
-        images: ImageSet | StreamedImages,
+        images: ImageSet | StreamedImages | FrameSet,
         batch_size: int,
         *,
-        augment: Augmentation | None = None,
+        augment: Augmentation | FrameAugmentation | None = None,
         normalization: Normalization | None = None,
         shuffle: bool = False,
+        balanced: bool = False,
         seed: int = 0,
         rank: int = 0,
         world: int = 1,
@@ -67,6 +77,7 @@ class Batches:
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, expected at least 1.")
+        what = "recordings" if isinstance(images, FrameSet) else "images"
         if not 0 <= rank < world:
             raise ValueError(f"rank is {rank} of world {world}, expected 0 <= rank < world.")
         if batch_size % world:
@@ -76,16 +87,18 @@ class Batches:
             )
         if drop_last and len(images) < batch_size:
             raise ValueError(
-                f"drop_last leaves no batch: {images.name} has {len(images)} images, batch_size is {batch_size}. "
+                f"drop_last leaves no batch: {images.name} has {len(images)} {what}, batch_size is {batch_size}. "
                 "Pass a smaller batch_size or drop_last=False."
             )
         if seed < 0:
             raise ValueError(f"seed is {seed}, expected at least 0.")
-        self.images = images.to(device) if isinstance(images, ImageSet) and device is not None else images
+        _check_augmentation(images, augment, normalization)
+        self.images = images if device is None else _moved(images, torch.device(device))
         self.batch_size = batch_size
         self.augment = augment
         self.normalization = normalization
         self.shuffle = shuffle
+        self.balanced = balanced
         self.seed = seed
         self.rank = rank
         self.world = world
@@ -94,7 +107,9 @@ class Batches:
         self.num_workers = num_workers
 
     def _device_of_images(self) -> torch.device:
-        return self.images.images.device if isinstance(self.images, ImageSet) else torch.device("cpu")
+        if isinstance(self.images, StreamedImages):
+            return torch.device("cpu")
+        return self.images.images.device if isinstance(self.images, ImageSet) else self.images.frames.device
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
@@ -113,7 +128,9 @@ class Batches:
             start: Number of the first batch, `0 .. len(self)`; the batches before it are not computed.
 
         Yields:
-            Images float32 `[b, C, H, W]`, normalised, and labels int64 `[b]`.
+            Images float32 `[b, C, H, W]`, normalised, or frames float32 `[T, b, C, H, W]`, raw counts; and labels int64
+            `[b]`. In memory the channels of frames come last, so that folded time `[T * b, C, H, W]` is a view in the
+            order in which convolutions are fastest.
 
         Raises:
             ValueError: `epoch` or `start` is out of range.
@@ -123,10 +140,7 @@ class Batches:
         return self._epoch(epoch, start)  # a generator of its own, so that the check above runs at the call
 
     def _epoch(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
-        if self.shuffle:
-            order = torch.randperm(len(self.images), generator=_generator(self.seed, epoch))
-        else:
-            order = torch.arange(len(self.images))
+        order = self._order(epoch)
         sizes = [min(self.batch_size, len(order) - batch * self.batch_size) for batch in range(len(self))]
         slices = [slice(self.rank * size // self.world, (self.rank + 1) * size // self.world) for size in sizes]
         indices = [order[batch * self.batch_size :][: sizes[batch]][slices[batch]] for batch in range(start, len(self))]
@@ -134,14 +148,34 @@ class Batches:
             if self.augment is not None:
                 draws = self.augment.draw(sizes[batch], _generator(self.seed, epoch, batch))
                 images = self.augment.apply(images, draws[slices[batch]])
-            yield self.normalization(images) if self.normalization is not None else images / 255, labels
+            yield self._finish(images), labels
+
+    def _order(self, epoch: int) -> Tensor:
+        """Numbers of the images of an epoch, over all processes."""
+        if self.balanced:
+            return _balanced_order(self.images.labels.cpu(), _generator(self.seed, epoch))
+        if self.shuffle:
+            return torch.randperm(len(self.images), generator=_generator(self.seed, epoch))
+        return torch.arange(len(self.images))
+
+    def _finish(self, images: Tensor) -> Tensor:
+        """Numbers as a network takes them."""
+        if isinstance(self.images, FrameSet):
+            return _time_first(images)
+        return self.normalization(images) if self.normalization is not None else images / 255
 
     def _fetch(self, indices: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Bytes and labels on the device, batch by batch."""
+        """Bytes (or counts) and labels on the device, batch by batch."""
         if isinstance(self.images, ImageSet):
             for index in indices:
                 index = to_device(index, self.device)
                 yield self.images.images[index], self.images.labels[index]
+            return
+        if isinstance(self.images, FrameSet):
+            for index in indices:
+                index = to_device(index, self.images.labels.device)
+                frames, labels = self.images.read(index), self.images.labels[index]
+                yield _to(frames, self.device), _to(labels, self.device)
             return
         loader = DataLoader(
             _Rows(self.images),
@@ -170,3 +204,50 @@ def _generator(seed: int, *key: int) -> torch.Generator:
     """A generator seeded with a hash of all numbers; no two keys of any lengths are related."""
     hashed = np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(hashed))
+
+
+def _balanced_order(labels: Tensor, generator: torch.Generator) -> Tensor:
+    """As many numbers as labels: a uniform class among those that occur, and one of its images, each time."""
+    _, sizes = labels.unique(return_counts=True)
+    by_class = labels.argsort(stable=True)
+    first = sizes.cumsum(0) - sizes
+    which, member = torch.rand(2, len(labels), dtype=torch.float64, generator=generator)
+    drawn = (which * len(sizes)).long().clamp_(max=len(sizes) - 1)
+    return by_class[first[drawn] + torch.minimum((member * sizes[drawn]).long(), sizes[drawn] - 1)]
+
+
+def _time_first(frames: Tensor) -> Tensor:
+    """`[b, T, C, H, W]` as float32 `[T, b, C, H, W]` with the channels last in memory, in one pass."""
+    view = frames.permute(1, 0, 3, 4, 2)  # [T, b, H, W, C]
+    return torch.empty(view.shape, device=view.device).copy_(view).permute(0, 1, 4, 2, 3)
+
+
+def _to(batch: Tensor, device: torch.device) -> Tensor:
+    """On `device`, without waiting for it; what is on a GPU cannot be pinned."""
+    return batch.to(device, non_blocking=True) if batch.device.type == "cuda" else to_device(batch, device)
+
+
+def _moved(images: ImageSet | StreamedImages | FrameSet, device: torch.device) -> ImageSet | StreamedImages | FrameSet:
+    """The set on `device`, if that is where it is to be."""
+    if isinstance(images, ImageSet):
+        return images.to(device)
+    if isinstance(images, FrameSet) and device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return images.to(device) if images.num_bytes <= _SHARE_OF_MEMORY * free else images
+    return images
+
+
+def _check_augmentation(
+    images: ImageSet | StreamedImages | FrameSet,
+    augment: Augmentation | FrameAugmentation | None,
+    normalization: Normalization | None,
+) -> None:
+    if isinstance(images, FrameSet):
+        if isinstance(augment, Augmentation):
+            raise TypeError(f"augment is an Augmentation, but {images.name} holds frames. Pass a FrameAugmentation.")
+        if normalization is not None:
+            raise ValueError(
+                f"normalization is {normalization}, but {images.name} holds frames, which are raw counts. Pass None."
+            )
+    elif isinstance(augment, FrameAugmentation):
+        raise TypeError(f"augment is a FrameAugmentation, but {images.name} holds images. Pass an Augmentation.")

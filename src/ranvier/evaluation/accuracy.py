@@ -29,6 +29,8 @@ class AccuracyByStep:
     hits: tuple[int, ...]
     ties: tuple[int, ...]
     total: int
+    silent: tuple[int, ...] = ()
+    """Samples without an output other than 0 up to each step: ties of all classes. Empty where not counted."""
 
     @property
     def accuracy(self) -> tuple[float, ...]:
@@ -52,7 +54,8 @@ class AccuracyByStep:
     def __str__(self) -> str:
         each = "  ".join(f"T={t} {100 * value:.2f} %" for t, value in enumerate(self.accuracy, 1))
         ties = " ".join(f"{100 * count / self.total:.2f} %" for count in self.ties)
-        return f"{each}  (n = {self.total}, ties {ties})"
+        silent = " ".join(f"{100 * count / self.total:.2f} %" for count in self.silent)
+        return f"{each}  (n = {self.total}, ties {ties}{f', silent {silent}' if any(self.silent) else ''})"
 
     def __rich__(self) -> Table:
         """Table for the terminal."""
@@ -60,8 +63,12 @@ class AccuracyByStep:
         table.add_column("T", justify="right")
         table.add_column("accuracy %", justify="right")
         table.add_column("ties %", justify="right")
-        for t, (value, ties) in enumerate(zip(self.accuracy, self.ties, strict=True), 1):
-            table.add_row(str(t), f"{100 * value:.2f}", f"{100 * ties / self.total:.2f}")
+        columns = [self.accuracy, [count / self.total for count in self.ties]]
+        if any(self.silent):
+            table.add_column("silent %", justify="right")
+            columns.append([count / self.total for count in self.silent])
+        for t, shares in enumerate(zip(*columns, strict=True), 1):
+            table.add_row(str(t), *(f"{100 * share:.2f}" for share in shares))
         return table
 
     def save(self, path: str | Path) -> None:
@@ -77,7 +84,8 @@ def accuracy_by_step(
         prediction after t steps = argmax_k 1/t sum_{i <= t} logits[i, k]
 
     The argmax is strict: a sample counts only if the true class scores above every other. A tie, such as the all-equal
-    output of a silent network, is a miss; the share of ties for the first place with the true class is reported.
+    output of a silent network, is a miss; the share of ties for the first place with the true class is reported, and
+    that of samples without any output so far.
 
     Args:
         model: Called as `model(images, steps)`; returns logits `[T, B, K]`. Evaluated in eval mode and put back.
@@ -85,7 +93,7 @@ def accuracy_by_step(
         steps: T; None for sequences, which bring their own.
 
     Returns:
-        Hits and ties after 1 .. T steps.
+        Hits, ties and silent samples after 1 .. T steps.
 
     Raises:
         ValueError: The loader is empty, images are not finite, or the model does not return `[T, B, K]`.
@@ -94,14 +102,17 @@ def accuracy_by_step(
     device = parameter.device if parameter is not None else torch.device("cpu")
     hits: list[Tensor] = []
     ties: list[Tensor] = []
+    silent: list[Tensor] = []
     finite: list[Tensor] = []
     total = 0
     with evaluating(model), torch.inference_mode():
         for images, labels in loader:
             images, labels = images.to(device), labels.to(device)
-            batch_hits, batch_ties = score_by_step(model(images, steps), labels)
+            logits = model(images, steps)
+            batch_hits, batch_ties = score_by_step(logits, labels)
             hits.append(batch_hits)
             ties.append(batch_ties)
+            silent.append((logits == 0).all(2).long().cumprod(0).sum(1))
             finite.append(images.sum(dtype=torch.float32).isfinite())  # neurons answer a NaN with silence
             total += len(labels)
     if total == 0:
@@ -111,9 +122,10 @@ def accuracy_by_step(
         raise ValueError(
             f"the images of batch {broken[0]} hold NaN or infinity ({len(broken)} such batches). Mend the data."
         )
-    return AccuracyByStep(
-        hits=tuple(torch.stack(hits).sum(0).tolist()), ties=tuple(torch.stack(ties).sum(0).tolist()), total=total
+    hits_by_step, ties_by_step, silent_by_step = (
+        tuple(torch.stack(counts).sum(0).tolist()) for counts in (hits, ties, silent)
     )
+    return AccuracyByStep(hits_by_step, ties_by_step, total, silent_by_step)
 
 
 def score_by_step(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

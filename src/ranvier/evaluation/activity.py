@@ -13,6 +13,9 @@ from ranvier.dynamics import NeuronState
 from ranvier.evaluation.mode import evaluating
 from ranvier.nn import LIFB, Neuron
 
+SHOWN_STEPS = 4
+"""Up to so many steps a table shows each, beyond that the first two, the middle and the last."""
+
 
 @dataclass(frozen=True)
 class LayerActivity:
@@ -54,17 +57,18 @@ class Activity:
 
     def __rich__(self) -> Table:
         """Table for the terminal."""
-        table = Table(title=f"Spikes per neuron and step (n = {self.samples})")
+        steps = len(self.layers[0].firing_rate)
+        shown = [t for t in range(1, steps + 1) if steps <= SHOWN_STEPS or t in (1, 2, steps // 2, steps)]
+        caption = None if len(shown) == steps else f"mean over all {steps} steps"
+        table = Table(title=f"Spikes per neuron and step (n = {self.samples})", caption=caption)
         table.add_column("layer", overflow="fold")
         table.add_column("neurons", justify="right")
-        steps = len(self.layers[0].firing_rate)
-        for t in range(1, steps + 1):
-            table.add_column(f"t={t}", justify="right")
-        table.add_column("bursts", justify="right")
+        for title in (*(f"t={t}" for t in shown), "mean", "bursts"):
+            table.add_column(title, justify="right")
         for layer in self.layers:
             bursts = sum(layer.burst_rate) / steps
-            rates = [f"{rate:.3f}" for rate in layer.firing_rate]
-            table.add_row(layer.name, str(layer.neurons), *rates, f"{bursts:.3f}")
+            rates = [*(layer.firing_rate[t - 1] for t in shown), layer.mean_firing_rate, bursts]
+            table.add_row(layer.name.removesuffix(".neuron"), str(layer.neurons), *(f"{rate:.3f}" for rate in rates))
         return table
 
     def save(self, path: str | Path) -> None:

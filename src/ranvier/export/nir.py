@@ -115,8 +115,9 @@ def to_nir(
         model: A `Network` of `ranvier.models`, or what `convert`, `decouple` or `from_nir` made.
         path: The file, by custom `*.nir`.
         dt: Seconds of a step.
-        images: `[B, ...]` to compare on, and for the size of images; random ones if None.
-        steps: T of the comparison; None for that which the network was converted for, else 4.
+        images: `[B, ...]` to compare on, or a sequence `[T, B, ...]`, and for the size of images; random ones if None.
+        steps: T of the comparison; None for the length of a sequence, or that which the network was converted for,
+            else 4.
         strict: Raise rather than leave anything out of the graph proper.
 
     Returns:
@@ -137,11 +138,16 @@ def to_nir(
     ({'Input': 1, 'Affine': 2, 'LIF': 1, 'Output': 1}, 0.0)
     """
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
-    steps = _steps_of(model) if steps is None else steps
-    check_count("steps", steps)
+    frame = None
     if images is not None:
         images = _prepared(images, model)
-    traced, written, graph = translated(model, images, dt, strict)
+        assert isinstance(model, SpikingNetwork)  # or _prepared would have refused it
+        is_sequence = images.ndim not in model.frame_dims
+        frame = images[0] if is_sequence else images
+        steps = len(images) if steps is None and is_sequence else steps
+    steps = _steps_of(model) if steps is None else steps
+    check_count("steps", steps)
+    traced, written, graph = translated(model, frame, dt, strict)
     if images is None:
         assert isinstance(model, Network)  # of others the trace wants images
         images = example_images(model, 8)
@@ -158,7 +164,7 @@ def to_nir(
             path=str(path),
             dt=float(dt),
             steps=steps,
-            samples=len(images),
+            samples=logits.shape[1],
             nodes=dict(Counter(type(node).__name__ for node in written.nodes.values())),
             neurons=count_neurons(written),
             unsaid={what: tuple(names) for what, names in written.unsaid.items()},
@@ -208,12 +214,13 @@ def _prepared(images: Tensor, model: nn.Module) -> Tensor:
         )
     if not isinstance(images, Tensor) or not images.is_floating_point():
         came = f"a tensor of {images.dtype}" if isinstance(images, Tensor) else f"a {type(images).__name__}"
-        raise TypeError(f"images are {came}, but must be a floating torch.Tensor [B, ...].")
-    if images.ndim not in model.frame_dims or len(images) == 0:
+        raise TypeError(f"images are {came}, but must be a floating torch.Tensor [B, ...] or [T, B, ...].")
+    is_known = any(images.ndim in (rank, rank + 1) for rank in model.frame_dims)
+    if not is_known or 0 in images.shape:
         ranks = " or ".join(map(str, model.frame_dims))
         raise ValueError(
-            f"images have shape {shape_of(images)}, but must be a batch of constant images [B, ...] with {ranks} "
-            "dimensions. Of a sequence [T, B, ...] pass one step, images[0]."
+            f"images have shape {shape_of(images)}, but must be constant images [B, ...] of {ranks} dimensions, or a "
+            "sequence with one more, [T, B, ...]; at least one image and one step."
         )
     own = next((tensor for tensor in model.state_dict().values() if tensor.is_floating_point()), images)
     return images.to(own.device, own.dtype)

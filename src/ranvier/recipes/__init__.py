@@ -5,12 +5,30 @@ from ranvier.recipes.convert import ConversionResult, convert
 from ranvier.recipes.demo import Demo, demo
 from ranvier.recipes.digits import digits, digits_ann
 from ranvier.recipes.evaluate import Evaluation, energy, evaluate
+from ranvier.recipes.events import (
+    dvs_cifar10,
+    dvs_gesture,
+    ncaltech101,
+    nmnist,
+    simulated_cifar10_dvs,
+    simulated_digits_dvs,
+    simulated_fashion_mnist_dvs,
+)
 from ranvier.recipes.export import export
 from ranvier.recipes.fashion_mnist import fashion_mnist, fashion_mnist_ann, fashion_mnist_full, fashion_mnist_proxy
 from ranvier.recipes.hub import from_pretrained, push_to_hub
 from ranvier.recipes.network import AnnSettings, NetworkSettings, ProxySettings
-from ranvier.recipes.recipe import AnnRecipe, FinetuneRecipe, Recipe, TrainingRecipe
+from ranvier.recipes.recipe import (
+    AnnRecipe,
+    EventRecipe,
+    EventSettings,
+    FinetuneRecipe,
+    Recipe,
+    SimulatedEventRecipe,
+    TrainingRecipe,
+)
 from ranvier.recipes.run import InputFormat, Result, Trained, load_data, load_trained, run
+from ranvier.recipes.show import Shown, show
 
 __all__ = [
     "AnnRecipe",
@@ -18,12 +36,16 @@ __all__ = [
     "ConversionResult",
     "Demo",
     "Evaluation",
+    "EventRecipe",
+    "EventSettings",
     "FinetuneRecipe",
     "InputFormat",
     "NetworkSettings",
     "ProxySettings",
     "Recipe",
     "Result",
+    "Shown",
+    "SimulatedEventRecipe",
     "Trained",
     "TrainingRecipe",
     "cifar10",
@@ -33,6 +55,8 @@ __all__ = [
     "demo",
     "digits",
     "digits_ann",
+    "dvs_cifar10",
+    "dvs_gesture",
     "energy",
     "evaluate",
     "export",
@@ -43,6 +67,12 @@ __all__ = [
     "from_pretrained",
     "load_data",
     "load_trained",
+    "ncaltech101",
+    "nmnist",
     "push_to_hub",
     "run",
+    "show",
+    "simulated_cifar10_dvs",
+    "simulated_digits_dvs",
+    "simulated_fashion_mnist_dvs",
 ]

@@ -226,6 +226,7 @@ def _load_ann(
     # Images that the recipe held out were for choosing its settings: the test set is the test set.
     splits = load_data(trained.recipe.override(hold_out=0), data)
     trained.form.check(splits)
+    assert isinstance(splits, ImageSplits)  # recordings are no data of ANNs
     return _Source(trained.model, trained.recipe, trained.form, splits, trained.recipe.label)
 
 
@@ -259,6 +260,7 @@ def _load_factory(
     load_parameters(model, load_foreign_tensors(weights), str(weights))
     recipe = TrainingRecipe(name=factory_name, data=data)
     splits = load_data(recipe)
+    assert isinstance(splits, ImageSplits)
     form = InputFormat.of(splits)
     form = replace(form, mean=mean or form.mean, std=std or form.std)
     return _Source(model.eval(), recipe, form, splits, factory_name)

@@ -101,8 +101,8 @@ def evaluate(
     # Calibrated neurons choose for themselves, and compile for any T at once.
     whole = not trained.is_calibrated and trained.recipe.execution.compiles(torch.device(device))
     network = compile_whole(model) if whole else model
-    batches = trained.batches(source, device)
     steps = trained.steps if steps is None else steps
+    batches = trained.batches(source, device, steps=steps)
     activity, spent, exits, not_counted = None, None, None, ""
     spiking = not isinstance(trained.recipe, AnnRecipe) or isinstance(model, ConvertedSNN)
     with autocast(torch.device(device), precision or trained.precision):
@@ -115,7 +115,7 @@ def evaluate(
         except ConversionError as error:
             not_counted = str(error)
     if early_exit:
-        choosing, chosen_on = trained.choosing(source, device)
+        choosing, chosen_on = trained.choosing(source, device, steps=steps)
         with autocast(torch.device(device), precision or trained.precision):
             exits = evaluation.early_exit(
                 model,
@@ -155,8 +155,9 @@ def energy(
     provenance.check_device(device)
     trained = spiking_network(path)
     model = lay_out(trained.model.to(device))
-    batches = sample(trained.batches(source, device).images, trained.form, device, images)
-    return evaluation.energy(model, batches, trained.steps if steps is None else steps, costs=costs)
+    steps = trained.steps if steps is None else steps
+    batches = sample(trained.batches(source, device, steps=steps).images, trained.form, device, images)
+    return evaluation.energy(model, batches, steps, costs=costs)
 
 
 def spiking_network(path: str | Path) -> Trained:

@@ -9,6 +9,7 @@ from torch import Tensor
 from ranvier.checks import check_choice
 from ranvier.export import NIRReceipt, Receipt, to_nir, to_onnx, to_program
 from ranvier.recipes.evaluate import spiking_network
+from ranvier.recipes.recipe import EventRecipe
 from ranvier.recipes.run import Trained, sample
 
 Format = Literal["nir", "onnx", "torch"]
@@ -56,7 +57,14 @@ def export(
         folder = path if path.is_dir() else path.parent
         out = folder / f"model{ENDINGS[format]}"
     steps = trained.steps if steps is None else steps
-    compared = _images(trained, source, images)
+    compared = _images(trained, source, images, steps)
+    if format != "nir" and isinstance(trained.recipe, EventRecipe):
+        if not streaming:
+            raise ValueError(
+                f"the network takes a sequence of frames, but {format} files of all steps at once take a constant "
+                "image. Pass --streaming: the file then takes the frames one by one, with explicit state."
+            )
+        compared = compared[0]
     receipt: NIRReceipt | Receipt
     if format == "nir":
         receipt = to_nir(trained.model, out, dt=dt, images=compared, steps=steps, strict=strict)
@@ -67,7 +75,8 @@ def export(
     return receipt
 
 
-def _images(trained: Trained, source: str | None, count: int) -> Tensor:
+def _images(trained: Trained, source: str | None, count: int, steps: int) -> Tensor:
     """Test images, prepared as the network expects them."""
-    batches = sample(trained.batches(source).images, trained.form, "cpu", count)
-    return torch.cat([images for images, _ in batches])
+    batches = sample(trained.batches(source, steps=steps).images, trained.form, "cpu", count)
+    # Sequences are time-first, [T, B, ...].
+    return torch.cat([images for images, _ in batches], dim=1 if isinstance(trained.recipe, EventRecipe) else 0)

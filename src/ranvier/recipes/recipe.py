@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any, Self, get_type_hints
 
 from ranvier.atomic import tuples
-from ranvier.checks import check_positive
-from ranvier.data import Augmentation
+from ranvier.checks import check_choice, check_count, check_positive
+from ranvier.data import Augmentation, SaccadeSettings
+from ranvier.data.events import FrameAugmentation, FrameSettings
+from ranvier.data.events.frames import Bins
 from ranvier.models import Network
 from ranvier.recipes.network import AnnSettings, NetworkSettings, ProxySettings, warn_of_idle
 from ranvier.training import DirectLoss, Execution, Optimization, ProxyLoss, proxy_network
@@ -35,8 +37,10 @@ class TrainingRecipe:
     """Decides initial weights, order and augmentation."""
     hold_out: int = 0
     """Evaluate on this many held-out training images and leave the test set alone; for choosing settings."""
+    train_images: int | None = None
+    """Train on so many images only, some of every class; None takes all. For quick looks and small budgets."""
     image_size: int | None = None
-    """Resize images to this height and width; None keeps them."""
+    """Resize images, or frames of recordings, to this height and width; None keeps them."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     optimization: Optimization = field(default_factory=Optimization)
     execution: Execution = field(default_factory=Execution)
@@ -44,6 +48,8 @@ class TrainingRecipe:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
             check_positive(name, getattr(self, name))
+        if self.train_images is not None:
+            check_count("train_images", self.train_images)
 
     @property
     def label(self) -> str:
@@ -246,12 +252,75 @@ class FinetuneRecipe(TrainingRecipe):
         return f"{Path(self.start).name}-{self.loss.method}-T{self.steps}"
 
 
+@dataclass(frozen=True)
+class EventSettings:
+    """From recordings of an event camera to frames and batches."""
+
+    recordings: str = "nmnist"
+    """Data sheet of the recordings: nmnist, ncaltech101, cifar10-dvs or dvs-gesture."""
+    bins: Bins = "time"
+    """Frames of equal time, or of equal count of events."""
+    balanced: bool = False
+    """Draw recordings with replacement, each class as often as the others."""
+    skip_unreadable: bool = False
+    """Leave recordings out that cannot be read, and say which, instead of stopping."""
+    download: bool = False
+    """Fetch recordings that are missing; goes on where an earlier attempt stopped."""
+
+    def __post_init__(self) -> None:
+        check_choice("bins", self.bins, ("time", "count"))
+
+
+@dataclass(frozen=True)
+class EventRecipe(Recipe):
+    """Every setting of the training of a spiking network on recordings of an event camera, one frame a step.
+
+    `image_size` resizes frames; None keeps the pixels of the sensor. `data` is the folder of the recordings; empty
+    means the folder that downloads go to.
+    """
+
+    steps: int = 10
+    """Time steps T, and frames of a recording."""
+    augmentation: FrameAugmentation = field(default_factory=FrameAugmentation)  # type: ignore[assignment]
+    events: EventSettings = field(default_factory=EventSettings)
+
+    @property
+    def frames(self) -> FrameSettings:
+        """How recordings are cut into frames."""
+        return FrameSettings(self.steps, self.events.bins, self.image_size)
+
+    def identity(self) -> dict[str, Any]:
+        """What must agree for a run to be resumed; how recordings come to the machine need not."""
+        content = super().identity()
+        del content["events"]["download"]
+        return content
+
+
+@dataclass(frozen=True)
+class SimulatedEventRecipe(EventRecipe):
+    """Every setting of the training of a spiking network on *simulated* recordings of images.
+
+    `data` is the image set that the simulated camera looks at.
+    """
+
+    saccades: SaccadeSettings = field(default_factory=SaccadeSettings)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        unused = dict.fromkeys(("recordings", "download"), False)
+        warn_of_idle(self.events, "simulated recordings", **unused)
+
+
 def read_recipe(content: Mapping[str, Any]) -> Recipe | AnnRecipe | FinetuneRecipe | TrainingRecipe:
     """The recipe on a card, whichever kind it is; a network that others trained has only the part about its data.
 
     Raises:
         ValueError: A field is unknown: the file is from another version.
     """
+    if "saccades" in content:
+        return SimulatedEventRecipe.from_json(content)
+    if "events" in content:
+        return EventRecipe.from_json(content)
     if "start" in content:
         return FinetuneRecipe.from_json(content)
     if "network" not in content:

@@ -13,13 +13,22 @@ from torch import nn
 from ranvier import conversion, data, provenance
 from ranvier.atomic import tuples, write_json
 from ranvier.conversion import ConvertedSNN
-from ranvier.data import Augmentation, Batches, ImageSet, ImageSplits, Normalization, StreamedImages
+from ranvier.data import Batches, ImageSet, ImageSplits, Normalization, StreamedImages, events
+from ranvier.data.events import FrameSet, FrameSplits
 from ranvier.dynamics import Triangle
 from ranvier.evaluation import Activity, firing_rates
 from ranvier.models import Network
 from ranvier.nn.proxy import ProxyActivation
 from ranvier.nn.structure import Activation
-from ranvier.recipes.recipe import AnnRecipe, FinetuneRecipe, Recipe, TrainingRecipe, read_recipe
+from ranvier.recipes.recipe import (
+    AnnRecipe,
+    EventRecipe,
+    FinetuneRecipe,
+    Recipe,
+    SimulatedEventRecipe,
+    TrainingRecipe,
+    read_recipe,
+)
 from ranvier.training import CHECKPOINT, Precision, Progress, autocast, fit, start_processes
 from ranvier.weights import load_parameters, load_tensors, save
 
@@ -41,15 +50,15 @@ class InputFormat:
     std: tuple[float, ...]
 
     @classmethod
-    def of(cls, splits: ImageSplits) -> Self:
-        """Format of a data set; mean and std are those of its training images."""
+    def of(cls, splits: ImageSplits | FrameSplits) -> Self:
+        """Format of a data set; mean and std are those of its training images. Frames, which are counts, have none."""
         channels, height, width = splits.train.shape
         if height != width:
             raise ValueError(
                 f"images are {height}x{width}, but the networks take square ones. "
                 f"Pass --image-size {max(height, width)}."
             )
-        mean, std = splits.train.statistics()
+        mean, std = splits.train.statistics() if isinstance(splits, ImageSplits) else ((), ())
         return cls(splits.train.classes, channels, height, tuple(mean), tuple(std))
 
     @classmethod
@@ -62,7 +71,7 @@ class InputFormat:
                 f"the input format on this card does not fit this version of ranvier ({error})."
             ) from error
 
-    def check(self, splits: ImageSplits) -> None:
+    def check(self, splits: ImageSplits | FrameSplits) -> None:
         """Raise unless the images are of this kind."""
         if splits.test.classes != self.classes or splits.test.shape[0] != self.channels:
             raise ValueError(
@@ -75,9 +84,9 @@ class InputFormat:
         return recipe.build(len(self.classes), self.channels, self.image_size)
 
     @property
-    def normalization(self) -> Normalization:
-        """Bytes to floats."""
-        return Normalization(self.mean, self.std)
+    def normalization(self) -> Normalization | None:
+        """Bytes to floats; None for frames, which stay counts."""
+        return Normalization(self.mean, self.std) if self.mean else None
 
 
 @dataclass(frozen=True)
@@ -101,6 +110,8 @@ class Result:
     processes: int
     versions: dict[str, str]
     commit: str | None
+    silent_by_step: tuple[float, ...] = ()
+    """Share of samples without any output so far; empty in results of earlier versions."""
 
     def __rich__(self) -> Table:
         """Table for the terminal."""
@@ -109,8 +120,12 @@ class Result:
         table.add_column("T", justify="right")
         table.add_column("accuracy %", justify="right")
         table.add_column("ties %", justify="right")
-        for t, (accuracy, ties) in enumerate(zip(self.accuracy_by_step, self.ties_by_step, strict=True), 1):
-            table.add_row(str(t), f"{100 * accuracy:.2f}", f"{100 * ties:.2f}")
+        columns = [self.accuracy_by_step, self.ties_by_step]
+        if any(self.silent_by_step):
+            table.add_column("silent %", justify="right")
+            columns.append(self.silent_by_step)
+        for t, shares in enumerate(zip(*columns, strict=True), 1):
+            table.add_row(str(t), *(f"{100 * share:.2f}" for share in shares))
         return table
 
     def _caption(self) -> str:
@@ -131,16 +146,43 @@ class Result:
         return cls(**tuples(content))
 
 
-def load_data(recipe: TrainingRecipe, source: str | None = None) -> ImageSplits:
-    """The images of a recipe; with `hold_out`, part of the training images stand in for the test set."""
+def load_data(recipe: TrainingRecipe, source: str | None = None) -> ImageSplits | FrameSplits:
+    """The images, or the frames of the recordings, of a recipe.
+
+    With `hold_out`, part of the training set stands in for the test set. With `train_images` only so many are trained
+    on; those that are held out are not among them.
+
+    Args:
+        recipe: What to load.
+        source: Data set to use instead of the one that the recipe names.
+    """
     source = source or recipe.data
+    splits: Any = (
+        _load_frames(recipe, source) if isinstance(recipe, EventRecipe) else _load_images(source, recipe.image_size)
+    )
+    if recipe.hold_out:
+        splits = type(splits)(*splits.train.hold_out(recipe.hold_out, seed=0))
+    if recipe.train_images is not None and recipe.train_images < len(splits.train):
+        splits = replace(splits, train=splits.train.hold_out(recipe.train_images, seed=0)[1])
+    assert isinstance(splits, ImageSplits | FrameSplits)
+    return splits
+
+
+def _load_images(source: str, size: int | None) -> ImageSplits:
     if not source:
         raise ValueError("the card does not say where its data are. Pass --data FOLDER_OR_HUB_ID.")
-    splits = data.load_digits() if source == "digits" else data.load_images(source, size=recipe.image_size)
-    if recipe.hold_out:
-        train, held_out = splits.train.hold_out(recipe.hold_out, seed=0)
-        return ImageSplits(train, held_out)
-    return splits
+    return data.load_digits() if source == "digits" else data.load_images(source, size=size)
+
+
+def _load_frames(recipe: EventRecipe, source: str) -> FrameSplits:
+    """Frames of recordings; they are kept in the cache, so that they are read or simulated once."""
+    if isinstance(recipe, SimulatedEventRecipe):
+        recordings = data.simulated_events(_load_images(source, None), recipe.saccades)
+    else:
+        name = recipe.events.recordings
+        folder = Path(source) if source else provenance.cache_folder() / "recordings" / name
+        recordings = events.load_recordings(name, folder, download=recipe.events.download)
+    return events.build_splits(recordings, recipe.frames, skip_unreadable=recipe.events.skip_unreadable)
 
 
 def run(
@@ -189,7 +231,7 @@ def run(
     else:
         form = InputFormat.of(splits)
         model = form.build(recipe)
-    augment = None if recipe.augmentation == Augmentation() else recipe.augmentation
+    augment = None if recipe.augmentation == type(recipe.augmentation)() else recipe.augmentation
     place: dict[str, Any] = {
         "normalization": form.normalization,
         "rank": accelerator.process_index,
@@ -197,7 +239,14 @@ def run(
         "device": accelerator.device,
     }
     train = Batches(
-        splits.train, recipe.batch_size, augment=augment, shuffle=True, seed=recipe.seed, drop_last=True, **place
+        splits.train,
+        recipe.batch_size,
+        augment=augment,
+        shuffle=True,
+        balanced=isinstance(recipe, EventRecipe) and recipe.events.balanced,
+        seed=recipe.seed,
+        drop_last=True,
+        **place,
     )
     test = Batches(splits.test, EVALUATION_BATCH * accelerator.num_processes, **place)
     progress = fit(
@@ -206,7 +255,7 @@ def run(
         train,
         test,
         epochs=recipe.epochs,
-        steps=recipe.steps,
+        steps=None if isinstance(recipe, EventRecipe) else recipe.steps,
         optimization=recipe.optimization,
         execution=recipe.execution,
         out=out,
@@ -294,6 +343,7 @@ def _result(
         processes=accelerator.num_processes,
         versions=provenance.versions(),
         commit=provenance.commit(),
+        silent_by_step=tuple(last.get("silent", ())),  # checkpoints of earlier versions lack it
     )
 
 
@@ -323,16 +373,27 @@ class Trained:
         """Whether it was converted, and not trained since."""
         return isinstance(self.model, ConvertedSNN) and not isinstance(self.recipe, FinetuneRecipe)
 
-    def batches(self, source: str | None = None, device: torch.device | str = "cpu") -> Batches:
+    def batches(
+        self, source: str | None = None, device: torch.device | str = "cpu", *, steps: int | None = None
+    ) -> Batches:
         """The test images of its data set, or of another `source`, prepared as it expects them.
 
         Always the test set: images that a recipe held out were for choosing its settings.
+
+        Args:
+            source: Data set to use instead of its own.
+            device: Where batches are wanted.
+            steps: Of recordings the first so many frames; None for all.
         """
         splits = load_data(self.recipe.override(hold_out=0), source)
         self.form.check(splits)
-        return Batches(splits.test, EVALUATION_BATCH, normalization=self.form.normalization, device=device)
+        return Batches(
+            _begun(splits.test, steps), EVALUATION_BATCH, normalization=self.form.normalization, device=device
+        )
 
-    def choosing(self, source: str | None = None, device: torch.device | str = "cpu") -> tuple[Batches, str]:
+    def choosing(
+        self, source: str | None = None, device: torch.device | str = "cpu", *, steps: int | None = None
+    ) -> tuple[Batches, str]:
         """Images to choose a threshold on, never test images; and what they are, in words.
 
         Those that the recipe held out, if it did. Otherwise 2,000 training images, or a fifth of them if that is less:
@@ -351,7 +412,13 @@ class Trained:
                 f"{count} images that the network was trained on (it is surer and more often right there than on new "
                 "ones, so more or less may be lost than allowed; a recipe with --hold-out chooses without this bias)"
             )
+        images = _begun(images, steps)
         return Batches(images, EVALUATION_BATCH, normalization=self.form.normalization, device=device), what
+
+
+def _begun(images: ImageSet | StreamedImages | FrameSet, steps: int | None) -> ImageSet | StreamedImages | FrameSet:
+    """The images; of recordings the first `steps` frames."""
+    return images.first_steps(steps) if isinstance(images, FrameSet) and steps is not None else images
 
 
 def load_trained(path: str | Path) -> Trained:
@@ -392,7 +459,10 @@ def load_trained(path: str | Path) -> Trained:
 
 
 def sample(
-    images: ImageSet | StreamedImages, form: InputFormat, device: torch.device | str, count: int = ACTIVITY_SAMPLES
+    images: ImageSet | StreamedImages | FrameSet,
+    form: InputFormat,
+    device: torch.device | str,
+    count: int = ACTIVITY_SAMPLES,
 ) -> Batches:
     """Images to measure activity on: some of every class, because data sets may be sorted by class."""
     some = images if len(images) <= count else images.hold_out(count, seed=0)[1]

@@ -19,7 +19,6 @@ from ranvier.training.proxy import (
     ProxyForm,
     ProxyLoss,
     proxy_network,
-    silent_outputs,
 )
 
 __all__ = [
@@ -41,6 +40,5 @@ __all__ = [
     "proxy_network",
     "read_progress",
     "save_checkpoint",
-    "silent_outputs",
     "start_processes",
 ]

@@ -255,6 +255,7 @@ class _Training:
             "lr": self._learning_rate(progress.step - 1),
             "accuracy": list(accuracy.accuracy),
             "ties": [ties / accuracy.total for ties in accuracy.ties],
+            "silent": [silent / accuracy.total for silent in accuracy.silent],
             "train_seconds": train_seconds,
             "seconds": progress.seconds,
         }
@@ -274,9 +275,9 @@ class _Training:
             own = accuracy_by_step(self.evaluated, batches, self.steps)
         if self.accelerator.num_processes == 1:
             return own
-        counts = torch.tensor([*own.hits, *own.ties, own.total], device=self.accelerator.device)
-        *both, total = self.accelerator.reduce(counts, "sum").tolist()
-        return AccuracyByStep(tuple(both[: len(own.hits)]), tuple(both[len(own.hits) :]), total)
+        counts = torch.tensor([own.hits, own.ties, own.silent, [own.total] * len(own)], device=self.accelerator.device)
+        hits, ties, silent, totals = map(tuple, self.accelerator.reduce(counts, "sum").tolist())
+        return AccuracyByStep(hits, ties, totals[0], silent)
 
     def save(self) -> None:
         """Write the checkpoint, unless something in it is not finite."""

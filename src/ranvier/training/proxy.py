@@ -10,7 +10,7 @@ nothing is kept for each time step.
 """
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -297,31 +297,3 @@ def _model(forward: Callable[..., Tensor]) -> nn.Module:
             "proxy_network(network)."
         )
     return model
-
-
-def silent_outputs(
-    model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], steps: int | None = None
-) -> tuple[float, ...]:
-    """Share of samples, in [0, 1], whose outputs were all zero up to step 1 .. T: no output neuron has fired.
-
-    Such a sample is a tie of all classes, and so a miss. Beside ties, it tells whether a network is wrong or mute.
-
-    Args:
-        model: Called as `model(images, steps)`. Evaluated in eval mode and put back.
-        loader: Batches of images and labels.
-        steps: T; None for sequences.
-
-    Raises:
-        ValueError: The loader is empty.
-    """
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    silent: list[Tensor] = []
-    total = 0
-    with evaluating(model), torch.inference_mode():
-        for images, labels in loader:
-            quiet = (model(images.to(device), steps) == 0).all(2)
-            silent.append(quiet.long().cumprod(0).sum(1))
-            total += len(labels)
-    if total == 0:
-        raise ValueError("the loader gave no samples, so there is nothing to count. Check the data set or its split.")
-    return tuple((torch.stack(silent).sum(0) / total).tolist())
