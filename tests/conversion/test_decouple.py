@@ -22,7 +22,7 @@ from ranvier.dynamics import Reset, lifb_scan
 from ranvier.evaluation import accuracy_by_step, firing_rates
 from ranvier.models import Network, SpikingNetwork
 from ranvier.nn import IF, LIF, LIFB, PLIF, QCFS, BatchNorm, LIFPair, Neuron, Readout, TimeFolded
-from ranvier.nn.structure import Activation, Chain, NeuronFactory, Residual, conv_norm
+from ranvier.nn.structure import Activation, Chain, Concat, NeuronFactory, Residual, conv_norm
 from ranvier.provenance import cpp_compiler
 
 from .dyadic import dyadic, images
@@ -69,10 +69,33 @@ def custom(neuron: NeuronFactory) -> Network:
     return Network(conv_norm(2, 8), body, Readout(20, 5), image_size=8)
 
 
+def dense(neuron: NeuronFactory) -> Network:
+    """Branches side by side: new spikes behind old ones, among sums, currents beside spikes, pooled and normalised."""
+    grown = Concat(Chain(), Chain(conv_norm(4, 4), Activation(neuron(4))))
+    split = Concat(Chain(conv_norm(8, 3), Activation(neuron(3))), Chain(conv_norm(8, 5, 1), Activation(neuron(5))))
+    branch = Chain(TimeFolded(nn.Conv2d(8, 4, 2, stride=2, groups=2)), Activation(neuron(4)))
+    smaller = Concat(branch, TimeFolded(nn.AvgPool2d(2)), conv_norm(8, 2, stride=2))
+    body = Chain(
+        Activation(neuron(4)),
+        grown,
+        Residual(split, Chain()),
+        smaller,
+        conv_norm(14, 6),
+        Activation(neuron(6)),
+        Concat(Concat(nn.Identity(), Chain()), BatchNorm(6)),
+        TimeFolded(nn.AvgPool2d(2), nn.Flatten()),
+        Concat(Chain(TimeFolded(nn.Linear(72, 8)), Activation(neuron(8))), Chain()),
+        TimeFolded(nn.Linear(80, 20)),
+        Activation(neuron(20)),
+    )
+    return Network(conv_norm(2, 4), body, Readout(20, 5), image_size=8)
+
+
 CASES = {
     "mlp": Case(lambda neuron: models.mlp([12, 40, 30, 5], neuron=neuron), (12,), 10),
     "vgg": Case(small_vgg, (2, 8, 8)),
     "custom": Case(custom, (2, 8, 8)),
+    "dense": Case(dense, (2, 8, 8)),
     "resnet20": Case(lambda neuron: models.resnet20(neuron=neuron), (3, 8, 8)),
     "vgg16": Case(narrow_vgg16, (3, 32, 32)),
     "vggsnn": Case(lambda neuron: models.vggsnn(image_size=16, neuron=neuron), (2, 16, 16), 1),
@@ -193,7 +216,7 @@ def test_spikes_and_outputs_are_the_same(name: str) -> None:
     assert_same(network, decouple(network, x, steps=1), x)
 
 
-@pytest.mark.parametrize("name", ["mlp", "vgg", "custom", "resnet20"])
+@pytest.mark.parametrize("name", ["mlp", "vgg", "custom", "dense", "resnet20"])
 def test_soft_reset(name: str) -> None:
     network, x = built(name, bursting("soft"))
     assert_same(network, decouple(network, x, steps=1), x)
@@ -210,10 +233,11 @@ def test_settings_of_the_neurons(settings: dict[str, float]) -> None:
     assert_same(network, pair, x)
 
 
+@pytest.mark.parametrize("name", ["vgg", "dense"])
 @pytest.mark.parametrize("strength", [1.0, 0.0, -2.0, 0.5, 2.0, 8.0])
-def test_any_strength(strength: float) -> None:
+def test_any_strength(name: str, strength: float) -> None:
     """At 1 a burst is like any spike; at 0 it is lost."""
-    network, x = built("vgg")
+    network, x = built(name)
     with torch.no_grad():
         for neuron in network.modules():
             if isinstance(neuron, LIFB):
@@ -225,7 +249,7 @@ def test_any_strength(strength: float) -> None:
 
 
 @pytest.mark.parametrize("first", range(4))
-@pytest.mark.parametrize("name", ["vgg", "custom"])
+@pytest.mark.parametrize("name", ["vgg", "custom", "dense"])
 def test_other_neurons_stay(name: str, first: int) -> None:
     kinds = itertools.cycle([LIFB, PLIF, IF, LIF])
     for _ in range(first):
@@ -258,7 +282,7 @@ def test_bursts_straight_to_the_output() -> None:
 
 def test_random_weights_in_float64() -> None:
     """Normalisation with any statistics, folded into the weights; 1e-13 is some hundred roundings."""
-    for name, seed in (("mlp", 1), ("custom", 2), ("resnet20", 3)):
+    for name, seed in (("mlp", 1), ("custom", 2), ("resnet20", 3), ("dense", 4)):
         network, x = alive(name, torch.float64, seed)
         before, after = recorded(network, x), recorded(decouple(network, x, steps=1), x)
         assert_bursts(before)
@@ -289,7 +313,7 @@ def alive(name: str, dtype: torch.dtype, seed: int) -> tuple[Network, Tensor]:
     return network.eval(), x
 
 
-@pytest.mark.parametrize(("name", "seed"), [("mlp", 1), ("vgg", 2), ("custom", 3), ("resnet20", 4)])
+@pytest.mark.parametrize(("name", "seed"), [("mlp", 1), ("vgg", 2), ("custom", 3), ("resnet20", 4), ("dense", 5)])
 def test_outputs_in_float32(name: str, seed: int) -> None:
     """Equal to 1e-5 of the largest up to the first spike that rounding moves, for each image; few images have one."""
     network, x = alive(name, torch.float32, seed)
@@ -349,7 +373,7 @@ def test_free_running_by_hand() -> None:
     assert decouple(network, free_running=True)(x, 4).flatten().tolist() == [1, 1, 3, 1]
 
 
-@pytest.mark.parametrize("name", ["mlp", "custom"])
+@pytest.mark.parametrize("name", ["mlp", "custom", "dense"])
 def test_streaming(name: str) -> None:
     """T calls of one step, with the state of every neuron handed on, give the logits of one call."""
     network, x = built(name)
@@ -432,13 +456,14 @@ def fresh_compiler() -> Iterator[None]:
 
 @pytest.mark.skipif(cpp_compiler() is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.usefixtures("fresh_compiler")
-def test_compiled() -> None:
-    network, x = built("mlp")
+@pytest.mark.parametrize(("name", "backend"), [("mlp", "inductor"), ("dense", "aot_eager")])
+def test_compiled(name: str, backend: str) -> None:
+    network, x = built(name)
     pair = decouple(torch.compile(network))
     expected = network(x, 3)
     assert torch.equal(pair(x, 3), expected)
     with torch.no_grad():
-        assert torch.equal(torch.compile(pair, fullgraph=True)(x, 3), expected)
+        assert torch.equal(torch.compile(pair, fullgraph=True, backend=backend)(x, 3), expected)
 
 
 def test_report_by_hand() -> None:
@@ -468,6 +493,17 @@ def test_report_of_sums() -> None:
     report = decouple(Network(TimeFolded(nn.Linear(3, 4)), body, Readout(4, 2), frame_dims=(2,))).report
     assert report.before.synapses == 12 + 16 + 8
     assert report.after.synapses == 12 + 2 * 16 + 3 * 8
+
+
+def test_report_of_branches_side_by_side() -> None:
+    """Two parts however many branches: all first neurons, and all second ones."""
+    branch = Chain(TimeFolded(nn.Linear(4, 3)), Activation(bursting()(3)))
+    body = Chain(Activation(bursting()(4)), Concat(Chain(), branch, Chain()))
+    pair = decouple(Network(TimeFolded(nn.Linear(3, 4)), body, Readout(11, 2), frame_dims=(2,)))
+    assert pair.report.before.synapses == 12 + 12 + 22
+    assert pair.report.after.synapses == 12 + 2 * 12 + 2 * 22
+    assert pair.report.layers == ("body.0", "body.1.branches.1.1")
+    assert not any("worth" in name for name in pair.state_dict()), "weights take all strengths"
 
 
 @pytest.mark.parametrize("free_running", [False, True])

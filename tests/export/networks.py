@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from ranvier import models
 from ranvier.conversion import ConvertedSNN, convert, decouple
-from ranvier.nn import IF, LIF, LIFB, PLIF, BatchNorm, Neuron
+from ranvier.nn import IF, LIF, LIFB, PLIF, BatchNorm, Neuron, Readout, TimeFolded
+from ranvier.nn.structure import Activation, Chain, Concat, conv_norm
 
 STEPS = 3
 
@@ -46,6 +47,14 @@ def converted(*, signed: bool = False) -> ConvertedSNN:
     return snn
 
 
+def dense() -> models.Network:
+    """Branches side by side, with neurons of several kinds and the input itself."""
+    inner = Concat(Chain(conv_norm(4, 3), Activation(PLIF(3))), nn.Identity())
+    grown = Concat(Chain(), Chain(conv_norm(4, 4), Activation(LIFB(4, burst_init=1.5)), inner))
+    body = Chain(Activation(LIFB(4)), grown, conv_norm(11, 6), Activation(LIF()), TimeFolded(nn.AdaptiveAvgPool2d(1)))
+    return models.Network(conv_norm(2, 4), body, Readout(6, 3))
+
+
 FAMILIES: dict[str, tuple[Callable[[], models.SpikingNetwork], tuple[int, ...]]] = {
     "mlp-if": (lambda: models.mlp([12, 20, 3], neuron=partial(IF, reset="soft")), (12,)),
     "mlp-lif": (lambda: models.mlp([12, 20, 3], neuron=LIF), (12,)),
@@ -58,6 +67,7 @@ FAMILIES: dict[str, tuple[Callable[[], models.SpikingNetwork], tuple[int, ...]]]
     ),
     "resnet20": (lambda: models.resnet20(3, 2, neuron=IF), (2, 8, 8)),
     "sew-resnet18": (lambda: models.sew_resnet18(3, 2), (2, 8, 8)),
+    "dense": (dense, (2, 8, 8)),
     "spikformer": (
         lambda: models.spikformer(3, 2, image_size=8, depth=1, dim=16, heads=2, patch_size=2, scale=0.5),
         (2, 8, 8),

@@ -19,7 +19,7 @@ from ranvier.conversion import ConversionError, ConvertedSNN, convert, decouple
 from ranvier.export import NIRReceipt, from_nir, nir_write, to_nir
 from ranvier.models import Network
 from ranvier.nn import IF, LIF, LIFB, PLIF, AffineIF, BatchNorm, Neuron, Readout, TimeFolded
-from ranvier.nn.structure import Activation, Chain, Residual
+from ranvier.nn.structure import Activation, Chain, Concat, Residual
 
 nir = pytest.importorskip("nir")
 h5py = pytest.importorskip("h5py")
@@ -585,6 +585,10 @@ def folded(layer: nn.Module) -> TimeFolded:
         (lambda: network(Activation(Unknown())), r"body\.1: a Unknown has no counterpart in NIR.* IF, LIF, PLIF, LIFB"),
         (lambda: network(folded(nn.MaxPool2d(2)), features=4), r"max_pool2d.* cannot be said in NIR.*average pooling"),
         (lambda: network(folded(nn.ZeroPad2d(1)), features=36), r"pad.* cannot be said in NIR"),
+        (
+            lambda: network(Concat(Chain(), Activation(LIF())), features=32),
+            r"body\.1 \(Concatenation\).*: cat .* cannot be said in NIR\. Add instead of concatenating",
+        ),
         (lambda: network(folded(nn.Conv2d(1, 1, (3, 1))), features=8), r"kernel of \[3, 1\]"),
         (lambda: network(folded(nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect"))), r"pad.* cannot be said"),
         (lambda: network(folded(nn.AvgPool2d(3, ceil_mode=True)), features=4), "rounds sizes up"),

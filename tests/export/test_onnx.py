@@ -28,6 +28,7 @@ FILES = {
     "converted-signed": {"stream": STEPS},
     "spikformer": {"stream": 2},
     "resnet20": {"stream": 2},
+    "dense": {"all": 2, "stream": 2},
     "sew-resnet18": {"stream": 2},
 }
 CASES = [(name, form == "stream", steps) for name, forms in FILES.items() for form, steps in forms.items()]

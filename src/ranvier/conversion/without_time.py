@@ -1,7 +1,9 @@
 """Our own networks as plain ANNs: the same layers under the same names, without the time axis."""
 
 from collections import OrderedDict
+from collections.abc import Iterable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -9,7 +11,7 @@ from ranvier.conversion.recording import ConversionError
 from ranvier.conversion.vocabulary import Rectifier
 from ranvier.models import Network
 from ranvier.nn import BatchNorm, Neuron, TimeFolded
-from ranvier.nn.structure import Activation, Chain, Residual
+from ranvier.nn.structure import Activation, Chain, Concat, Residual
 
 
 class Sum(nn.Module):
@@ -23,6 +25,18 @@ class Sum(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map `[B, ...]` to `[B, ...]`."""
         return self.branch(x) + self.shortcut(x)
+
+
+class Concatenation(nn.Module):
+    """Branches from one input side by side: `Concat` without time."""
+
+    def __init__(self, branches: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(branches)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[B, C, ...]` to `[B, C_1 + C_2 + ..., ...]`."""
+        return torch.cat([branch(x) for branch in self.branches], 1)
 
 
 class RunningNorm(nn.Module):
@@ -74,6 +88,8 @@ def _without_time(path: str, part: nn.Module, neurons: dict[str, Neuron] | None)
             return RunningNorm(part)
         case Residual():
             return Sum(inner("branch", part.branch), inner("shortcut", part.shortcut))
+        case Concat():
+            return Concatenation(inner(f"branches.{index}", branch) for index, branch in enumerate(part.branches))
         case Chain():
             return nn.Sequential(*(inner(str(index), layer) for index, layer in enumerate(part.layers)))
         case nn.Sequential():  # also TimeFolded and Readout, whose layers need no time
@@ -84,8 +100,8 @@ def _without_time(path: str, part: nn.Module, neurons: dict[str, Neuron] | None)
         case _:
             raise ConversionError(
                 f"{path} ({type(part).__name__}) cannot be converted: it is not made of layers with weights, "
-                "activations and sums. Self-attention multiplies values that both depend on the images. Convert a "
-                "network without it, such as ranvier.models.resnet20."
+                "activations, sums and concatenations. Self-attention multiplies values that both depend on the "
+                "images. Convert a network without it, such as ranvier.models.resnet20."
             )
 
 

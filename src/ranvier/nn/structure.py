@@ -4,8 +4,10 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
+from ranvier.checks import shape_of
 from ranvier.nn.normalization import BatchNorm, Statistics
 from ranvier.nn.time import Carry, TimeFolded, fire
 
@@ -43,7 +45,7 @@ class Chain(Block):
     def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
         """Run the layers in order on `[T, B, ...]`."""
         for layer in self.layers:
-            x = layer(x, carry) if isinstance(layer, Block) else layer(x)
+            x = _run(layer, x, carry)
         return x
 
 
@@ -61,6 +63,54 @@ class Residual(Block):
     def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
         """Run the branch, then the shortcut, on `[T, B, ...]`."""
         return self.branch(x, carry) + self.shortcut(x, carry)
+
+
+class Concat(Block):
+    """Branches from one input side by side: their outputs are concatenated along the channels.
+
+        y[:, :, offset_i : offset_i + C_i] = branch_i(x),    offset_i = C_1 + ... + C_(i-1)
+
+    Branches run, carry states and are concatenated in the order in which they are given. An empty `Chain()` or an
+    `nn.Identity()` hands the input itself on. As in `Residual`, currents or spikes may come out, here also both.
+
+    Args:
+        branches: Blocks or ordinary layers, at least one, `[T, B, C, ...]` to `[T, B, C_i, ...]`. All axes but that of
+            the channels have to agree.
+
+    Raises:
+        ValueError: No branches; in a call, outputs without channels or of sizes that do not fit.
+
+    Source: Szegedy et al. 2015 (Inception); with an identity branch Huang et al. 2017 (DenseNet).
+
+    >>> wider = Concat(Chain(), conv_norm(8, 4))
+    >>> wider(torch.zeros(2, 3, 8, 5, 5)).shape
+    torch.Size([2, 3, 12, 5, 5])
+    """
+
+    def __init__(self, *branches: nn.Module) -> None:
+        super().__init__()
+        if not branches:
+            raise ValueError(
+                "Concat got no branches, but concatenates at least one. Pass them: Concat(Chain(), layer)."
+            )
+        self.branches = nn.ModuleList(branches)
+
+    def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
+        """Run the branches in order on `[T, B, C, ...]`."""
+        outputs = [_run(branch, x, carry) for branch in self.branches]
+        first = outputs[0].shape
+        if len(first) < 3 or any((y.shape[:2], y.shape[3:]) != (first[:2], first[3:]) for y in outputs):
+            raise ValueError(
+                f"the branches of Concat give shapes {', '.join(map(shape_of, outputs))}, but must give "
+                "[T, B, C, ...] that differ in C at most. Give all branches the same stride and padding."
+            )
+        return torch.cat(outputs, 2)
+
+
+def _run(part: nn.Module, x: Tensor, carry: Carry | None) -> Tensor:
+    """Run a block, which takes the carry, or an ordinary layer, which has no state."""
+    y: Tensor = part(x, carry) if isinstance(part, Block) else part(x)
+    return y
 
 
 def linear(in_features: int, out_features: int, *, scale: float = 2.0) -> nn.Linear:
