@@ -7,23 +7,15 @@
 >>> loss.backward()
 """
 
-from ranvier import (
-    conversion,
-    data,
-    dynamics,
-    evaluation,
-    export,
-    kernels,
-    losses,
-    models,
-    nn,
-    recipes,
-    report,
-    training,
-    weights,
-)
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ranvier import conversion, data, dynamics, evaluation, kernels, losses, models, nn, training, weights
 from ranvier.kernels import explain
-from ranvier.recipes import from_pretrained, push_to_hub
+
+if TYPE_CHECKING:
+    from ranvier import export, recipes, report
+    from ranvier.recipes import from_pretrained, push_to_hub
 
 __version__ = "0.1.0.dev0"
 
@@ -46,3 +38,23 @@ __all__ = [
     "training",
     "weights",
 ]
+
+# Loaded when they are first asked for: whoever imports ranvier for its networks does not wait for these.
+_LATER = {
+    "export": "ranvier.export",
+    "from_pretrained": "ranvier.recipes",
+    "push_to_hub": "ranvier.recipes",
+    "recipes": "ranvier.recipes",
+    "report": "ranvier.report",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module 'ranvier' has no attribute {name!r}")
+    module = import_module(_LATER[name])
+    return module if _LATER[name] == f"ranvier.{name}" else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return __all__
