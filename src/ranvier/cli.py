@@ -361,8 +361,9 @@ def show(
 def demo(*, out: Path = Path("runs/demo"), seed: int = 0) -> None:
     """Train LIF and burst neurons with and without temporal consistency, and convert an ANN, on the bundled digits.
 
-    Takes less than a minute on two cores and downloads nothing. Prints one table, accuracy at T = 1 .. 4; leaves
-    results.json, accuracy.png, raster.png and report.html in the output folder.
+    The last of six networks sees simulated event recordings of them. Takes about a minute on two cores and downloads
+    nothing. Prints one table, accuracy at T = 1 .. 4; leaves results.json, pictures and report.html in the output
+    folder.
 
     Args:
         out: Output folder; what it held before is replaced.

@@ -67,11 +67,11 @@ def test_frames_are_coloured_by_polarity(tmp_path: Path) -> None:
         assert picture.size[0] > 500
 
 
-@pytest.mark.parametrize(("steps", "rows"), [(1, 1), (8, 1), (9, 2), (20, 3)])
-def test_frames_stand_in_rows_of_eight(steps: int, rows: int) -> None:
+@pytest.mark.parametrize(("steps", "rows", "columns"), [(1, 1, 1), (8, 1, 8), (10, 2, 5), (20, 3, 7)])
+def test_frames_stand_in_even_rows_of_at_most_eight(steps: int, rows: int, columns: int) -> None:
     figure = draw_frames(torch.rand(steps, 2, 4, 4))
     assert len(figure.axes) == steps
-    assert figure.axes[0].get_gridspec().get_geometry() == (rows, min(steps, 8))
+    assert figure.axes[0].get_gridspec().get_geometry() == (rows, columns)
 
 
 def test_empty_frames_are_white() -> None:

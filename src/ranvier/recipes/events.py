@@ -114,5 +114,5 @@ def simulated_cifar10_dvs(**overrides: Any) -> SimulatedEventRecipe:
         network=NetworkSettings(model="vggsnn"),
         loss=DirectLoss("etc"),
         optimization=Optimization(lr=1e-3, warmup_epochs=2, min_lr=1e-5),
-        saccades=SaccadeSettings(sensor=48, amplitude=8.0),
+        saccades=SaccadeSettings(sensor=48, amplitude=8.0, surround="edge"),  # a black frame would make most events
     ).override(**overrides)

@@ -97,8 +97,8 @@ def draw_frames(frames: Tensor, *, title: str = "", path: str | Path | None = No
     largest = float(frames.max())
     colored = _colored(frames.double() / max(largest, 1e-9))
     steps = len(frames)
-    columns = min(steps, _COLUMNS)
-    rows = math.ceil(steps / columns)
+    rows = math.ceil(steps / _COLUMNS)
+    columns = math.ceil(steps / rows)
     figure, grid = _figure(max(3.2, 1.3 * columns), 0.5 + 1.45 * rows * frames.shape[2] / frames.shape[3], columns=1)
     grid[0].remove()
     for step, picture in enumerate(colored):
