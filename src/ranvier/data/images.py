@@ -87,7 +87,7 @@ class ImageSet:
         Raises:
             ValueError: `count` leaves one of the two parts empty.
         """
-        rest, held_out = _stratified_split(self.labels, count, seed, self.name)
+        rest, held_out = stratified_split(self.labels, count, seed, self.name)
         return self._take(rest), self._take(held_out)
 
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -172,7 +172,7 @@ class StreamedImages:
 
     def hold_out(self, count: int, seed: int) -> tuple[StreamedImages, StreamedImages]:
         """Split off `count` images in proportion to the classes, as `ImageSet.hold_out` does."""
-        rest, held_out = _stratified_split(self.labels, count, seed, self.name)
+        rest, held_out = stratified_split(self.labels, count, seed, self.name)
         return self._take(rest), self._take(held_out)
 
     def statistics(self, sample: int = 1000) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -216,7 +216,7 @@ def _check_labels(labels: Tensor, count: int, classes: tuple[str, ...], name: st
         )
 
 
-def _stratified_split(labels: Tensor, count: int, seed: int, name: str) -> tuple[Tensor, Tensor]:
+def stratified_split(labels: Tensor, count: int, seed: int, name: str) -> tuple[Tensor, Tensor]:
     """Indices of the rest and of `count` held-out rows, both ascending."""
     if not 1 <= count < len(labels):
         raise ValueError(f"{name}: cannot hold out {count} of {len(labels)} images. Pass 1..{len(labels) - 1}.")

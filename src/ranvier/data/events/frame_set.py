@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ranvier.checks import shape_of
-from ranvier.data.images import _stratified_split
+from ranvier.data.images import stratified_split
 
 DTYPES = (torch.uint8, torch.int16, torch.float16, torch.float32)
 """What frames may be kept as: counts, or counts after resizing."""
@@ -118,7 +118,7 @@ class FrameSet:
             raise ValueError(
                 f"{self.name}: cannot hold out {count} of {len(self)} recordings. Pass 1..{len(self) - 1}."
             )
-        rest, held_out = _stratified_split(self.labels, count, seed, self.name)
+        rest, held_out = stratified_split(self.labels, count, seed, self.name)
         return self.take(rest), self.take(held_out)
 
     def folds(self, k: int, seed: int) -> Iterator[tuple[FrameSet, FrameSet]]:
