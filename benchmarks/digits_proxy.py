@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ranvier import models, provenance
 from ranvier.atomic import write_json
+from ranvier.evaluation import accuracy_by_step
 from ranvier.models import Network
 from ranvier.nn import Neuron, analog
 from ranvier.training import ProxyForm, ProxyLoss, proxy_network
@@ -149,19 +150,17 @@ def measure(model: Network, test_x: Tensor, test_y: Tensor, train_x: Tensor, tra
     outputs = model(test_x, steps)
     for handle in handles:
         handle.remove()
-    total = outputs.sum(0)
-    true = total.gather(1, test_y[:, None])[:, 0]
-    others = total.scatter(1, test_y[:, None], -torch.inf).amax(1)
+    scored = accuracy_by_step(model, [(test_x, test_y)], steps)
     with analog(model):
         ann = model(test_x, 1)[0]
     trained = model(train_x, steps).sum(0)
     return {
-        "accuracy": share(true > others),
-        "argmax": share(total.argmax(1) == test_y),
-        "tie_tolerant": share(true >= others),
+        "accuracy": 100 * scored.final,
+        "argmax": share(outputs.sum(0).argmax(1) == test_y),
+        "tie_tolerant": 100 * (scored.hits[-1] + scored.ties[-1]) / scored.total,
         "train": share(trained.argmax(1) == train_y),
         "ann": share(ann.argmax(1) == test_y),
-        "silent": share((outputs == 0).flatten(2).all(2).all(0)),
+        "silent": 100 * scored.silent[-1] / scored.total,
         "rate": statistics.fmean(float((spikes != 0).double().mean()) for spikes in fired),
     }
 

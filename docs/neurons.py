@@ -58,8 +58,9 @@ def page() -> str:
     ]
     remarks = {
         "QCFS": "An activation of ANNs, without time. Learned: `ceiling`, one per layer.",
-        "ConvertedIF": "Nothing is learned: `threshold`, `bias` and `v_init` are found by `ranvier.conversion`, and no "
-        "gradient passes through a spike. It starts from `v_init`, not from rest; a tie fires.",
+        "ConvertedIF": "Found by `ranvier.conversion`: `threshold`, `bias` and `v_init`; no gradient passes through a "
+        "spike. After `make_trainable` (`ranvier finetune`) they are parameters, and spikes have the gradient of a "
+        "surrogate. It starts from `v_init`, not from rest; a tie fires.",
     }
     conversion = [
         section(f"`rv.nn.{name}`", getattr(dynamics, function).__doc__, remarks[name])

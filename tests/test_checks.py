@@ -1,5 +1,6 @@
 """Errors say what came, what was expected, and what to do."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,9 +18,15 @@ def test_not_positive_raises(value: float) -> None:
         checks.check_positive("tau", value)
 
 
-@pytest.mark.parametrize("value", [0, -3, 0.5, 2.0, float("nan")])
+@pytest.mark.parametrize("value", [1, 4, np.int64(4), np.uint8(4), np.array(4), torch.tensor(4)])
+def test_counts_come_as_any_whole_number(value: int) -> None:
+    found = checks.check_count("levels", value)
+    assert type(found) is int
+    assert found == value
+
+
+@pytest.mark.parametrize("value", [0, -3, 0.5, 2.0, float("nan"), True, False, np.int64(0), np.float64(2), "4", None])
 def test_no_count_raises(value: float) -> None:
-    checks.check_count("levels", 1)
     with pytest.raises(ValueError, match=r"^levels is .*, but must be a whole number of at least 1\.$"):
         checks.check_count("levels", value)  # type: ignore[arg-type]
 

@@ -2,7 +2,9 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from ranvier import recipes
 from ranvier.cli import main
 
 
@@ -82,6 +84,79 @@ def test_early_exit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "belongs to early exit" in capsys.readouterr().err
 
 
+def test_early_exit_is_drawn_beside_its_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "run")
+    call("train", "digits", "--model", "mlp", "--epochs", "1", "--out", out)
+    call("evaluate", out, "--out", str(tmp_path / "plain.json"))
+    for name in ("exits.json", "exits"):
+        call("evaluate", out, "--early-exit", "--out", str(tmp_path / name))
+        assert "early_exit" in json.loads((tmp_path / name).read_text())
+        with Image.open(tmp_path / "exits.png") as picture:
+            assert min(picture.size) > 300
+        (tmp_path / "exits.png").unlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["exits", "exits.json", "plain.json", "run"]
+
+
+def test_a_converted_network_is_trained_further(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    call("train-ann", "digits", "--model", "mlp", "--epochs", "1", "--hold-out", "100", "--out", "ann")
+    convert = ["convert", "ann", "--steps", "2", "--images", "100", "--rounds", "1", "--out"]
+    fine = ["--steps", "2", "--epochs", "1", "--implementation", "reference"]
+    call(*convert, "nets/one")
+    call(*convert, "nets/two")
+    assert "held-out % T=1" in capsys.readouterr().err
+    call("finetune", "nets/one", *fine)
+    assert "test % T=1" in capsys.readouterr().err
+    call("finetune", "--start", "nets/two/model.safetensors", *fine, "--hold-out", "100")
+    assert "held-out % T=1" in capsys.readouterr().err
+    assert {path.name for path in Path("runs").iterdir()} == {"one-etc-T2-seed0", "two-etc-T2-seed0"}
+    for arguments, message in (
+        (["nets/one", "--start", "nets/two"], "given twice"),
+        ([], "nothing to start from"),
+        (["nets/one", "--hold-out", "50"], "--hold-out 50"),
+        (["nets/one", "--steps", "3"], "--steps 3"),
+    ):
+        with pytest.raises(SystemExit):
+            call("finetune", *arguments[:1], *fine, *arguments[1:], "--out", "refused")
+        assert message in capsys.readouterr().err
+    assert not Path("refused").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "called", "resumable"),
+    [
+        (["train", "digits"], "run", True),
+        (["train-ann", "digits"], "run", True),
+        (["finetune", "a"], "run", True),
+        (["convert", "a"], "convert", False),
+        (["export", "train"], "export", False),
+        (["evaluate", "finetune"], "evaluate", False),
+        (["demo"], "demo", False),
+    ],
+)
+def test_stopping_names_resume_only_where_there_is_one(
+    command: list[str],
+    called: str,
+    resumable: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recipes, called, stop)
+    for given in (command, None):  # as a script is called
+        monkeypatch.setattr("sys.argv", ["ranvier", *command])
+        with pytest.raises(SystemExit) as exit_:
+            main(given)
+        assert exit_.value.code == 130
+        printed = capsys.readouterr().err
+        assert printed.startswith("stopped")
+        assert ("--resume" in printed) is resumable
+
+
 def test_info_says_what_runs(capsys: pytest.CaptureFixture[str]) -> None:
     call("info")
     printed = capsys.readouterr().out
@@ -143,6 +218,7 @@ def test_wrong_flags(arguments: list[str], message: str, capsys: pytest.CaptureF
         ["train", "fashion-mnist"],
         ["train-ann"],
         ["train-ann", "cifar10-full"],
+        ["finetune"],
         ["evaluate"],
         ["demo"],
         ["info"],

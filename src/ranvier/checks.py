@@ -1,5 +1,6 @@
 """The wording of errors that several parts share: what came, what was expected, what to do."""
 
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -17,10 +18,15 @@ def check_positive(name: str, value: float) -> None:
         raise ValueError(f"{name} is {value}, but must be greater than 0.")
 
 
-def check_count(name: str, value: int) -> None:
-    """Raise unless `value` is a whole number of at least 1."""
-    if not isinstance(value, int) or value < 1:
+def check_count(name: str, value: int) -> int:
+    """`value` as an int, which may come as one of numpy; raises unless it is a whole number of at least 1."""
+    try:
+        count = 0 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        count = 0
+    if count < 1:
         raise ValueError(f"{name} is {value}, but must be a whole number of at least 1.")
+    return count
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:

@@ -1,6 +1,7 @@
 """The command line: names typed functions, nothing else."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -142,7 +143,8 @@ def convert(
         signed: Let neurons that fired too often take spikes back: far more accurate from T = 2 on, if the hardware can
             send negative spikes.
         refit: Fit the weights of each layer to the spikes that reach it.
-        images: Training images to calibrate on; up to 600 are fitted on, and the others decide between settings.
+        images: Training images to calibrate on, none of those that the ANN's recipe held out; up to 600 are fitted on,
+            and the others decide between settings.
         test_images: Score on the first so many test images; by default on all.
         mean: Mean of each channel that the factory's network was trained with; by default that of the training images.
         std: Standard deviation, likewise.
@@ -173,6 +175,7 @@ def convert(
 
 
 def finetune(
+    network: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[START]")] = "",
     recipe: Annotated[FinetuneRecipe, tyro.conf.arg(name="")] = FinetuneRecipe(),  # noqa: B008 - frozen
     *,
     out: Path | None = None,
@@ -181,19 +184,24 @@ def finetune(
     """Train a converted network further: weights, thresholds, biases and initial potentials.
 
     Conversion gives most of the accuracy at once; a few epochs of training give the rest at few time steps. Gradients
-    pass through the spikes (direct, etc, tet), or through the ANN that the spikes correct (proxy). Leaves what train
-    leaves, and model.safetensors is again a converted network.
+    pass through the spikes (direct, etc, tet), or through the ANN that the spikes correct (proxy), which has no initial
+    potentials, so that these stay. Leaves what train leaves, and model.safetensors is again a converted network.
+
+    With --hold-out N the ANN must have been trained with --hold-out N: only those images are new to the network.
 
     Examples:
-      ranvier finetune --start runs/cifar10-resnet20-qcfs8-seed0-mmse-ftbc-T4 --steps 4
-      ranvier finetune --start runs/a-snn --steps 2 --epochs 5 --method proxy --lr 1e-4 --data PATH
+      ranvier finetune runs/cifar10-resnet20-qcfs8-seed0-mmse-ftbc-T4 --steps 4
+      ranvier finetune runs/a-snn --steps 2 --epochs 5 --method proxy --lr 1e-4 --data PATH
 
     Args:
-        recipe: What to start from, and how to train.
-        out: Output folder; by default runs/NAME-METHOD-STEPS-seed.
+        network: Folder of a converted network, or its model.safetensors.
+        recipe: How to train.
+        out: Output folder; by default runs/START-METHOD-STEPS-seed.
         resume: Go on where the run in the output folder stopped; starts it if there is none.
     """
-    train(recipe, out=out, resume=resume)
+    if network and recipe.start not in ("", network):
+        raise ValueError(f"start is given twice, as {network} and as --start {recipe.start}. Pass one of them.")
+    train(replace(recipe, start=network or recipe.start), out=out, resume=resume)
 
 
 def evaluate(
@@ -226,7 +234,8 @@ def evaluate(
         precision: By default that of training.
         early_exit: Also measure early exit.
         max_loss: Accuracy that early exit may lose where it is chosen, as a share: 0.005 is half a point.
-        out: Also write the numbers to this json file.
+        out: Also write the numbers to this json file, and with --early-exit draw what other thresholds would give, in a
+            png file of the same name.
     """
     report = recipes.evaluate(
         checkpoint,
@@ -239,6 +248,9 @@ def evaluate(
     )
     if out is not None:
         report.save(out)
+        if early_exit:
+            picture = out.with_suffix(".png") if out.suffix == ".json" else Path(f"{out}.png")
+            report.plot(picture, title=str(checkpoint))
     Console().print(report)
 
 
@@ -403,6 +415,8 @@ COMMANDS: dict[str, Any] = {
     "info": info,
 }
 
+RESUMABLE = ("train", "train-ann", "finetune")
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; errors that a user can mend are printed without a traceback."""
@@ -423,7 +437,9 @@ def main(arguments: list[str] | None = None) -> None:
         Console(stderr=True).print(f"[bold red]error[/]: {_plain(error)}", highlight=False, soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:
-        Console(stderr=True).print("stopped; the same command with --resume goes on from the last checkpoint")
+        command = next(iter(sys.argv[1:] if arguments is None else arguments), "")
+        resumable = "; the same command with --resume goes on from the last checkpoint" * (command in RESUMABLE)
+        Console(stderr=True).print(f"stopped{resumable}")
         sys.exit(130)
 
 

@@ -17,11 +17,14 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from ranvier import models
-from ranvier.conversion import ConversionError, DecoupledSNN, decouple
+from ranvier.conversion import ConversionError, ConvertedSNN, DecoupledSNN, convert, decouple, trace_network
+from ranvier.conversion.connections import connections
+from ranvier.conversion.draft import sizes
+from ranvier.conversion.vocabulary import LAYERS
 from ranvier.dynamics import Reset, lifb_scan
-from ranvier.evaluation import accuracy_by_step, firing_rates
+from ranvier.evaluation import accuracy_by_step, count_operations, firing_rates
 from ranvier.models import Network, SpikingNetwork
-from ranvier.nn import IF, LIF, LIFB, PLIF, QCFS, BatchNorm, LIFPair, Neuron, Readout, TimeFolded
+from ranvier.nn import IF, LIF, LIFB, PLIF, QCFS, AffineIF, BatchNorm, ConvertedIF, LIFPair, Neuron, Readout, TimeFolded
 from ranvier.nn.structure import Activation, Chain, Concat, NeuronFactory, Residual, conv_norm
 from ranvier.provenance import cpp_compiler
 
@@ -395,6 +398,23 @@ def test_sequences() -> None:
     assert_same(network, decouple(network), frames, None)
 
 
+@pytest.mark.parametrize("steps", [None, 5])
+def test_events_of_sequences(steps: int | None) -> None:
+    """Averages over the samples of a sequence, whatever its length; a constant one is a batch of images."""
+    network, x = built("vgg")
+    frames = torch.stack([x, x.flip(0), 0 * x, x.flip(3), x])
+    report = decouple(network, frames, steps=steps).report
+    run = recorded(network, frames, None)
+    fired, bursts = zip(*(events(neuron, current) for neuron, current, _ in run.neurons), strict=True)
+    assert report.steps == 5
+    assert report.events_before == pytest.approx(sum(float(layer.sum()) for layer in fired) / len(x))
+    extra = sum(float(layer.sum()) for layer in bursts) / len(x)
+    assert report.events_after == pytest.approx(report.events_before + extra)
+    for count in (1, 4):
+        constant = decouple(network, x.expand(count, *x.shape)).report
+        assert constant == decouple(network, x, steps=count).report
+
+
 def test_images_of_another_size_or_rank() -> None:
     network, x = built("resnet20")
     pair = decouple(network, x, steps=1)
@@ -469,12 +489,13 @@ def test_compiled(name: str, backend: str) -> None:
 def test_report_by_hand() -> None:
     """Two channels on 4x4 places, three on 2x2, two classes; nine weights for each pair of channels.
 
-    Neurons 2 * 16 + 3 * 4. Connections 32 * 9 into the first, 12 * 2 * 9 into the second, 2 * 12 into the classes.
+    Neurons 2 * 16 + 3 * 4. Connections: along an axis of n places three for each output, but two at either end, n * 3 -
+    2. So 2 * 10 * 10 into the first, 2 * 3 * 4 * 4 into the second, 2 * 12 into the classes.
     """
     network = models.vgg((2, "A", 3), num_classes=2, in_channels=1, image_size=4, neuron=bursting())
     report = decouple(network).report
-    assert (report.before.neurons, report.before.synapses, report.before.weights) == (44, 288 + 216 + 24, 18 + 54 + 24)
-    assert (report.after.neurons, report.after.synapses, report.after.weights) == (88, 288 + 432 + 48, 18 + 108 + 48)
+    assert (report.before.neurons, report.before.synapses, report.before.weights) == (44, 200 + 96 + 24, 18 + 54 + 24)
+    assert (report.after.neurons, report.after.synapses, report.after.weights) == (88, 200 + 192 + 48, 18 + 108 + 48)
     assert report.layers == ("body.0", "body.3")
     assert report.events_before is report.events_after is report.steps is None
 
@@ -483,6 +504,39 @@ def test_report_by_hand() -> None:
     assert (report.before.neurons, report.before.synapses, report.before.weights) == (8, 37, 37)
     assert (report.after.neurons, report.after.synapses, report.after.weights) == (13, 47, 47)
     assert report.layers == ("body.2",)
+
+
+@pytest.mark.parametrize("name", ["mlp", "vgg", "custom", "dense", "vggsnn"])
+def test_connections_are_those_that_operations_are_counted_on(name: str) -> None:
+    network, x = built(name)
+    pair = decouple(network, x)
+    for size, model in ((pair.report.before, network), (pair.report.after, pair)):
+        traced = trace_network(model, x).graph
+        layers = {
+            str(node.target): sizes(node.all_input_nodes[0]) for node in traced.graph.nodes if node.op == "call_module"
+        }
+        each = {
+            name: connections(traced.get_submodule(name), shape)
+            for name, shape in layers.items()
+            if isinstance(traced.get_submodule(name), LAYERS)
+        }
+        assert sum(each.values()) == size.synapses
+    counted = count_operations(network, [(x, torch.zeros(len(x)))], 1)
+    plain = [
+        layer
+        for layer in counted.layers
+        if isinstance(trace_network(network, x).graph.get_submodule(layer.name), LAYERS)
+    ]
+    assert sum(layer.ann for layer in plain) == pair.report.before.synapses
+
+
+def test_report_of_padding_that_keeps_the_size() -> None:
+    """With an even kernel it stands before the layer: nine places of two channels, of which the layer takes all."""
+    conv = TimeFolded(nn.Conv2d(2, 3, 2, padding="same"))
+    body = Chain(Activation(bursting()(3)), TimeFolded(nn.Conv2d(3, 3, 2, padding="same")), Activation(bursting()(3)))
+    network = Network(conv, body, Readout(27, 2))
+    report = decouple(network, torch.rand(2, 2, 3, 3)).report
+    assert report.before.synapses == 9 * 3 * 2 * 4 + 9 * 3 * 3 * 4 + 27 * 2
 
 
 def test_report_of_sums() -> None:
@@ -526,6 +580,17 @@ def test_events(free_running: bool) -> None:
         assert extra > 100
 
 
+def test_potentials_are_no_events() -> None:
+    """A neuron behind the readout that sends its potential adds nothing to the spikes."""
+    network, x = built("vgg")
+    expected = decouple(network, x).report
+    network.readout = nn.Sequential(network.readout, Activation(AffineIF(tau=2.0, fires=False)).double())
+    found = decouple(network, x)
+    assert found(x, 2).abs().min() > 0
+    assert found.report.events_before == expected.events_before
+    assert found.report.events_after == expected.events_after
+
+
 def test_report_as_printed() -> None:
     network, x = built("vgg")
     for example, rows in ((None, 3), (x, 4)):
@@ -537,6 +602,17 @@ def test_report_as_printed() -> None:
         assert f"{report.before.neurons:,}" in text
         assert "2.00" in text
         assert ("spikes per image, T=4" in text) == (rows == 4)
+
+
+def test_report_in_a_line() -> None:
+    network, x = built("vgg")
+    report = decouple(network, x, steps=2).report
+    after, before = report.after, report.before
+    assert str(decouple(network).report) == (
+        f"4 burst layers decoupled: neurons {before.neurons:,} -> {after.neurons:,}, synapses {before.synapses:,} -> "
+        f"{after.synapses:,}, weights {before.weights:,} -> {after.weights:,}"
+    )
+    assert str(report).endswith(f", spikes per image {report.events_before:,.0f} -> {report.events_after:,.0f} (T=2)")
 
 
 def test_evaluation() -> None:
@@ -616,5 +692,70 @@ def test_what_cannot_be_decoupled(model: nn.Module, error: type[Exception], mess
 def test_images_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match=r"cannot take the images, of shape \[2, 5\]: .*Pass a batch of its"):
         decouple(models.mlp([4, 3, 2], neuron=LIFB), torch.rand(2, 5))
-    with pytest.raises(ValueError, match=r"the images, of shape \[3, 2, 4\]: .*3 steps"):
-        decouple(models.mlp([4, 3, 2], neuron=LIFB), torch.rand(3, 2, 4))
+    frames = torch.rand(3, 2, 4)
+    with pytest.raises(ValueError, match=r"images have shape \[3, 2, 4\]: 3 steps, but steps=4"):
+        decouple(models.mlp([4, 3, 2], neuron=LIFB), frames, steps=4)
+    with pytest.raises(ValueError, match=r"cannot take the images, of shape \[2, 5\]"):
+        decouple(models.mlp([4, 3, 2], neuron=LIFB), torch.rand(3, 2, 5))
+    with pytest.raises(TypeError, match="images are a tensor of torch.uint8"):
+        decouple(models.mlp([4, 3, 2], neuron=LIFB), torch.zeros(2, 4, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="steps is 0"):
+        decouple(models.mlp([4, 3, 2], neuron=LIFB), torch.rand(2, 4), steps=0)
+
+
+def converted(steps: int) -> tuple[ConvertedSNN, Tensor]:
+    """With a bias for each step."""
+    torch.manual_seed(0)
+    ann = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    snn = convert(ann, torch.rand(50, 6), steps=steps, bias="none", threshold="max")
+    for neuron in snn.neurons.values():
+        neuron.bias = torch.randn(steps, 8) / 16
+    return snn, torch.rand(5, 6)
+
+
+def test_converted_networks() -> None:
+    """At the steps that they were converted for; their neurons send 1 where they sent their threshold."""
+    snn, x = converted(steps=2)
+    pair = decouple(snn, x)
+    assert pair.report.steps == 2
+    sent = recorded(snn, x, 2).neurons[0][2]
+    assert pair.report.events_before == pair.report.events_after == float((sent != 0).sum()) / 5
+    (neuron,) = pair.sites.values()
+    assert isinstance(neuron, ConvertedIF)
+    assert neuron.binary
+    assert set(recorded(pair, x, 2).neurons[0][2].unique().tolist()) == {0, 1}
+    torch.testing.assert_close(pair(x, 2), snn(x, 2))
+    again = decouple(pair, x)  # a graph, too
+    assert again.report.steps == 2
+    assert torch.equal(again(x, 2), pair(x, 2))
+    frames = torch.stack([x, x.flip(0)])
+    for network in (snn, pair):
+        spikes = recorded(network, frames, None).neurons[0][2]
+        assert decouple(network, frames).report.events_before == float((spikes != 0).sum()) / 5
+    with pytest.raises(ValueError, match=r"graph, which does not know the size of its images"):
+        decouple(pair)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype: torch.dtype) -> None:
+    """The network in float32 with the same weights; its images may have either precision."""
+    network, x = built("vgg")
+    network, x = network.to(dtype), x.to(dtype)
+    pair = decouple(network, x)
+    assert pair.report == decouple(copy.deepcopy(network).float(), x.float()).report
+    assert pair.report == decouple(network, x.float()).report
+    assert pair.report.events_after > pair.report.events_before > 0
+    assert {tensor.dtype for tensor in pair.state_dict().values()} == {torch.float32}
+    assert torch.equal(pair(x.float(), 4), copy.deepcopy(network).float()(x.float(), 4))
+    assert next(network.parameters()).dtype == dtype
+
+
+def test_image_size() -> None:
+    """A graph knows it as the network does that it was made from."""
+    network, x = built("vgg")
+    wrong = torch.rand(2, 2, 8, 9, dtype=torch.float64)
+    pair = decouple(network)
+    for model in (network, pair, decouple(pair, x)):
+        with pytest.raises(ValueError, match="8x9 pixels, but this network was built for 8x8"):
+            model(wrong, 2)
+    assert decouple(built("resnet20")[0]).image_size is None

@@ -1,6 +1,7 @@
 """Converted networks on disk: the same network comes back, and other files say why not."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,21 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from ranvier import weights
-from ranvier.conversion import ConvertedSNN, Settings, convert, load, save
+from ranvier import models, weights
+from ranvier.conversion import (
+    ConvertedSNN,
+    DecoupledSNN,
+    GraphSNN,
+    Settings,
+    convert,
+    decouple,
+    load,
+    save,
+    trace_network,
+)
 from ranvier.conversion.storage import from_card
-from ranvier.nn import QCFS
+from ranvier.dynamics import ATan
+from ranvier.nn import IF, LIF, LIFB, PLIF, QCFS, AffineIF, BatchNorm, Neuron
 
 from .dyadic import NETS, exact, images, twins
 
@@ -125,6 +137,125 @@ def test_float64(tmp_path: Path) -> None:
     logits = load(tmp_path / "snn.safetensors")(x, 2)
     assert logits.dtype == torch.float64
     assert torch.equal(logits, snn(x, 2))
+
+
+def test_a_network_in_training(tmp_path: Path) -> None:
+    """What is kept is what was trained, thresholds that an update drove below zero included."""
+    snn = converted(bias="ftbc", threshold="max")
+    x = torch.rand(7, 1, 6, 6)
+    for neuron in snn.neurons.values():
+        neuron.make_trainable(STEPS)
+        with torch.no_grad():
+            neuron.parametrizations["threshold"].original.sub_(0.25)
+    assert min(float(p.detach().min()) for name, p in snn.named_parameters() if "threshold" in name) < 0
+    expected = snn(x, STEPS).detach()
+    assert (expected.std(1) > 0).all()
+    save(snn, tmp_path / "snn.safetensors")
+    assert torch.equal(snn(x, STEPS), expected), "the network is as it was"
+    loaded = load(tmp_path / "snn.safetensors")
+    assert torch.equal(loaded(x, STEPS), expected)
+    assert set(loaded.state_dict()) == set(converted(bias="ftbc", threshold="max").state_dict())
+
+
+@pytest.mark.parametrize("threshold", [0.0, -0.5, float("nan")])
+def test_thresholds_that_are_not_above_zero(threshold: float, tmp_path: Path) -> None:
+    snn = converted(bias="none")
+    save(snn, tmp_path / "snn.safetensors")
+    tensors, card = weights.load_tensors(tmp_path / "snn.safetensors")
+    tensors["network.acts.0.neuron.threshold"][2] = threshold
+    with pytest.raises(ValueError, match=r"acts\.0 of the file has a threshold of .* must be greater than 0"):
+        from_card(tensors, card, "the file")
+    snn.neurons["acts.0"].threshold[2] = threshold
+    with pytest.raises(ValueError, match=r"acts\.0 of the network has a threshold of"):
+        save(snn, tmp_path / "other.safetensors")
+    assert not (tmp_path / "other.safetensors").exists()
+
+
+def mixed(neurons: Iterator[Neuron]) -> models.Network:
+    """Kinds of neurons beside and behind one another, at random weights that make them fire."""
+    torch.manual_seed(0)
+    model = models.vgg(
+        (4, "A", 6), num_classes=3, in_channels=1, image_size=6, neuron=lambda _: next(neurons), hidden=(8,)
+    )
+    for module in model.modules():
+        if isinstance(module, BatchNorm):
+            module.momentum = 1.0
+    with torch.no_grad():
+        model.train()(torch.randn(8, 1, 6, 6), 2)
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        (LIFB(4), LIF(tau=3.0, surrogate=ATan()), LIFB(8)),
+        (IF(reset="soft"), PLIF(tau=1.5), AffineIF(v_leak=torch.linspace(0, 0.25, 8), v_reset=-0.25)),
+    ],
+    ids=["bursts", "plain"],
+)
+def test_decoupled_networks(kinds: tuple[Neuron, ...], tmp_path: Path) -> None:
+    model, x = mixed(iter(kinds)), torch.rand(5, 1, 6, 6)
+    pair = decouple(model, x, steps=STEPS)
+    assert pair.report.events_after is not None
+    assert pair.report.events_after > 10
+    save(pair, tmp_path / "pair.safetensors")
+    loaded = load(tmp_path / "pair.safetensors")
+    assert isinstance(loaded, DecoupledSNN)
+    assert torch.equal(loaded(x, STEPS), pair(x, STEPS))
+    assert loaded.report == pair.report
+    assert (loaded.frame_dims, loaded.image_size) == (pair.frame_dims, 6)
+    assert [repr(site) for site in loaded.sites.values()] == [repr(site) for site in pair.sites.values()]
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+    again = decouple(loaded, x, steps=STEPS)
+    assert torch.equal(again(x, STEPS), pair(x, STEPS))
+    with pytest.raises(ValueError, match="the file holds a decoupled network. Read it with ranvier.conversion.load"):
+        from_card(*weights.load_tensors(tmp_path / "pair.safetensors"), "the file")
+
+
+def test_graphs_that_still_burst(tmp_path: Path) -> None:
+    snn = trace_network(mixed(iter([LIFB(4), LIFB(6), LIFB(8)]))).to_snn()
+    save(snn, tmp_path / "snn.safetensors")
+    loaded, x = load(tmp_path / "snn.safetensors"), torch.rand(5, 1, 6, 6)
+    assert type(loaded) is GraphSNN
+    assert torch.equal(loaded(x, STEPS), snn(x, STEPS))
+
+
+def test_decoupled_conversions(tmp_path: Path) -> None:
+    """In float64, with biases for each step: what the card says of converted neurons is as before."""
+    snn = converted(bias="ftbc", threshold="max", signed=True).double()
+    x = torch.rand(7, 1, 6, 6).double()
+    pair = decouple(snn, x)
+    save(pair, tmp_path / "pair.safetensors")
+    loaded = load(tmp_path / "pair.safetensors")
+    assert torch.equal(loaded(x, STEPS), pair(x, STEPS))
+    assert loaded(x, STEPS).dtype == torch.float64
+
+
+def test_what_is_no_graph(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="snn is a Linear, but must be what convert, decouple.*ranvier.weights.save"):
+        save(nn.Linear(2, 2), tmp_path / "snn.safetensors")  # type: ignore[arg-type]
+
+    class Own(LIF):
+        pass
+
+    snn = trace_network(mixed(iter([LIF(), Own(), LIF()]))).to_snn()
+    with pytest.raises(TypeError, match="a Own cannot be kept in a file"):
+        save(snn, tmp_path / "snn.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_image_size(tmp_path: Path) -> None:
+    """Of a network that takes one size; files of earlier versions do not say it."""
+    torch.manual_seed(0)
+    ann = models.vgg((4, "A"), num_classes=3, in_channels=1, image_size=6, neuron=lambda _: nn.ReLU(), hidden=(8,))
+    snn = convert(ann, torch.rand(60, 1, 6, 6), steps=2, threshold="max", bias="none")
+    save(snn, tmp_path / "snn.safetensors")
+    for network in (snn, load(tmp_path / "snn.safetensors")):
+        with pytest.raises(ValueError, match="8x8 pixels, but this network was built for 6x6"):
+            network(torch.rand(2, 1, 8, 8), 2)
+    tensors, card = weights.load_tensors(tmp_path / "snn.safetensors")
+    assert from_card(tensors, without(card, "image_size"), "the file").image_size is None
+    assert converted(bias="none").image_size is None
 
 
 def test_the_card(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ranvier import models
+from ranvier.conversion import convert, decouple
 from ranvier.conversion.trace import ConversionError, trace
 from ranvier.conversion.translation import HANDLERS
 from ranvier.conversion.vocabulary import FUNCTIONS, MODULES, SITES, from_json, to_json
@@ -128,6 +129,48 @@ def test_names_do_not_collide() -> None:
             return self.relu(F.relu(self.relu(F.relu(x))))
 
     assert paths(trace(Colliding(), torch.rand(2, 3))) == ["relu", "relu_0", "relu_1", "relu_2", "relu_0_1", "relu_1_1"]
+
+
+class Parts(nn.Module):
+    """Layers under the names that its user gave them; one of them stands deeper."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__()
+        first, second, third, fourth = names
+        self.parts = nn.ModuleDict({first: nn.Linear(4, 8), second: nn.ReLU()})
+        self.add_module(third, nn.Linear(8, 3))
+        self.within = nn.ModuleDict({fourth: nn.Sequential(nn.Linear(3, 3), nn.ReLU())})
+        self.last = (third, fourth)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for part in self.parts.values():
+            x = part(x)
+        return self.within[self.last[1]](self._modules[self.last[0]](x))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("in", "class", "lambda", "out"),
+        ("graph", "code", "meta", "recompile"),
+        ("print_readable", "_code", "code", "graph"),
+        ("class", "node_class", "node_graph", "is"),
+    ],
+    ids=str,
+)
+def test_names_that_graphs_have_no_room_for(names: tuple[str, ...]) -> None:
+    """Words of Python, and attributes of graphs: nothing of the user's ANN has to be renamed."""
+    torch.manual_seed(0)
+    ann, images = Parts(*names), torch.rand(5, 4)
+    graph = trace(ann, images)
+    assert_same(graph, ann, images)
+    again = from_json(json.loads(json.dumps(to_json(graph))))
+    again.load_state_dict(graph.state_dict())
+    assert_same(again, ann, images)
+    assert len(paths(graph)) == 5
+    snn = convert(ann, torch.rand(50, 4), steps=4, threshold="max", bias="none")
+    assert snn(images, 4).shape == (4, 5, 3)
+    assert decouple(snn, images, steps=4)(images, 4).allclose(snn(images, 4), atol=1e-5)
 
 
 def test_shared_layers_become_layers_of_their_own() -> None:

@@ -108,6 +108,33 @@ def test_the_network_is_not_modified() -> None:
     assert not any(neuron.training for neuron in traced.neurons.values())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_half_precision_is_traced_in_float32(dtype: torch.dtype) -> None:
+    network, x = lively("resnet20", LIFB)
+    network, x = network.to(dtype), x.to(dtype)
+    for images in (x, x.float(), None):
+        snn = trace_network(network, images).to_snn()
+        assert {tensor.dtype for tensor in snn.state_dict().values()} == {torch.float32}
+    assert {tensor.dtype for tensor in network.state_dict().values()} >= {dtype}
+    expected = copy.deepcopy(network).float()(x.float(), 1)
+    torch.testing.assert_close(snn(x.float(), 1), expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+    graph = snn.to(dtype)
+    assert {tensor.dtype for tensor in trace_network(graph, x).graph.state_dict().values()} == {torch.float32}
+
+
+def test_a_graph_says_what_does_not_fit() -> None:
+    network, x = lively("vgg", LIF)
+    snn = trace_network(network, x).to_snn()
+    assert snn.image_size == network.image_size == 8
+    with pytest.raises(ValueError, match="8x9 pixels, but this network was built for 8x8"):
+        snn(torch.rand(2, 2, 8, 9).double(), 2)
+    with pytest.raises(ValueError, match=r"cannot take the images, of shape \[2, 3, 8, 8\]: .*channels.* Pass a batch"):
+        trace_network(snn, torch.rand(2, 3, 8, 8).double())
+    with pytest.raises(ValueError, match=r"cannot take the images, of shape \[2, 2, 4, 4\]: .*built for 8x8"):
+        trace_network(snn, torch.rand(2, 2, 4, 4).double())
+
+
 def test_a_compiled_network_is_looked_into() -> None:
     network, x = lively("mlp", LIF)
     assert torch.equal(trace_network(torch.compile(network)).to_snn()(x, 3), network(x, 3))

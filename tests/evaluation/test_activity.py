@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ranvier.dynamics import NeuronState
 from ranvier.evaluation import Activity, LayerActivity, firing_rates, record_spikes
 from ranvier.models import mlp
-from ranvier.nn import LIF, LIFB, BatchNorm, Neuron, TimeFolded
+from ranvier.nn import LIF, LIFB, AffineIF, BatchNorm, Neuron, TimeFolded
 
 STEPS = 3
 
@@ -123,6 +123,14 @@ def test_neurons_of_ones_own_are_counted() -> None:
     assert layer.burst_rate == (0, 0)
 
 
+def test_potentials_are_no_spikes() -> None:
+    loader = images_and_labels(torch.tensor([[1.0, 0.0, 0.3]]))
+    neuron = AffineIF(tau=2.0, fires=False)
+    (layer,) = firing_rates(Single(neuron), loader, 2).layers
+    assert record_spikes(Single(neuron), loader[0][0], 2)["neuron"][0, 0, 0] == 0.5, "it sends something"
+    assert (layer.neurons, layer.firing_rate, layer.burst_rate) == (3, (0, 0), (0, 0))
+
+
 def frozen_network() -> nn.Sequential:
     class Norms(nn.Sequential):
         def forward(self, images: Tensor, steps: int | None) -> Tensor:
@@ -201,7 +209,8 @@ def test_shown_and_saved(tmp_path: Path) -> None:
         "a: 0.2000 (0.1000 0.3000)\nb: 0.5000 (0.5000 0.5000)\nall: 0.2750 spikes per neuron and step (n = 8)"
     )
     columns = [list(column.cells) for column in ACTIVITY.__rich__().columns]
-    assert columns == [["a", "b"], ["30", "10"], ["0.100", "0.500"], ["0.300", "0.500"], ["0.000", "0.125"]]
+    steps, mean, bursts = [["0.100", "0.500"], ["0.300", "0.500"]], ["0.200", "0.500"], ["0.000", "0.125"]
+    assert columns == [["a", "b"], ["30", "10"], *steps, mean, bursts]
     ACTIVITY.save(tmp_path / "rates.json")
     saved = json.loads((tmp_path / "rates.json").read_text())
     assert saved["samples"] == 8

@@ -1,75 +1,50 @@
-"""Early exit: the rule on cases counted by hand, and the stream against the rule on one call of all steps."""
+"""Early exit: thresholds chosen by hand and by trying all, and what is measured with them by streaming."""
 
 import io
 import json
 import math
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ranvier import models
-from ranvier.conversion import ConvertedSNN, convert
-from ranvier.evaluation import (
-    AccuracyByStep,
-    Answers,
-    EarlyExit,
-    ExitCurve,
-    Exits,
-    accuracy_by_step,
-    early_exit,
-    run_until_confident,
-)
+from ranvier.evaluation import AccuracyByStep, EarlyExit, ExitCurve, Exits, accuracy_by_step, early_exit
 from ranvier.evaluation.early_exit import POINTS
 from ranvier.evaluation.streaming import Measure
 from ranvier.kernels import dispatch
-from ranvier.nn import LIF, LIFB, BatchNorm
+from ranvier.nn import LIF
 
-STEPS, BATCH = 5, 24
-MEASURES: tuple[Measure, ...] = ("probability", "margin", "entropy")
+from .streams import (
+    BATCH,
+    FALLING,
+    MEASURES,
+    NETWORKS,
+    STEPS,
+    TOLD,
+    TRUE,
+    Broken,
+    NoState,
+    NoStateReturned,
+    Told,
+    answer,
+    build,
+    loader,
+)
 
 
 @pytest.fixture(autouse=True)
 def _reference_neurons(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run neurons by their reference at every size: compiling takes long, and the stream is what is compared."""
     monkeypatch.setattr(dispatch, "SMALL", sys.maxsize)
-
-
-every_measure = pytest.mark.parametrize("measure", MEASURES)
-
-
-class Told(nn.Module):
-    """Answers with the logits that it is shown as a constant image, `[B, T, K]`; its state is the number of steps."""
-
-    def forward(
-        self, images: Tensor, steps: int, *, state: tuple[int] | None = None, return_state: bool = False
-    ) -> Any:
-        (start,) = state or (0,)
-        logits = images[:, start : start + steps].transpose(0, 1)
-        return (logits, (start + steps,)) if return_state else logits
-
-
-# Two classes, two steps, class 0 is true everywhere; the columns are the lead of class 0 at t = 1 and t = 2.
-LEADS = torch.tensor([[3.0, 3.0], [1.0, 1.0], [-2.0, 4.0], [-0.5, 2.5]])
-TOLD = torch.stack([LEADS, torch.zeros(4, 2)], -1)  # [B, T, K]
-TRUE = torch.zeros(4, dtype=torch.int64)
-# All are right after both steps (mean leads 3, 1, 1, 1), the first two after one. Confidence at t = 1 is
-# sigmoid |lead|: 0.953, 0.731, 0.881, 0.622, so that as the threshold falls samples 0, 2, 1 and 3 stop early.
-FALLING = [1 / (1 + math.exp(-lead)) for lead in (3.0, 2.0, 1.0, 0.5)]
-
-
-def loader(images: Tensor, labels: Tensor, size: int = 100) -> list[tuple[Tensor, Tensor]]:
-    return list(zip(images.split(size), labels.split(size), strict=True))
 
 
 def told(images: Tensor = TOLD, labels: Tensor = TRUE, **arguments: Any) -> EarlyExit:
@@ -120,23 +95,6 @@ def test_chosen_on_some_and_measured_on_others() -> None:
     assert exits.curve.accuracy == pytest.approx([1 / 3, 0.0, 1 / 3, 2 / 3])  # 3.5, then 2.5, then 0.1 stop early
 
 
-def test_measures_by_hand() -> None:
-    """Probabilities 0.6, 0.3, 0.1 after the first step."""
-    shares = torch.tensor([0.6, 0.3, 0.1])
-    image = torch.stack([shares.log(), torch.tensor([0.0, 0.0, 50.0])]).unsqueeze(0)
-    entropy = -sum(p * math.log(p) for p in shares.tolist())
-    for measure, sure in zip(MEASURES, (0.6, 0.3, 1 - entropy / math.log(3)), strict=True):
-        for threshold, steps in ((sure - 1e-6, 1), (sure + 1e-6, 2)):
-            assert run_until_confident(Told(), image, 2, threshold, measure=measure).steps.tolist() == [steps]
-
-
-def test_temperature_divides_the_logits() -> None:
-    """A lead of 3 at temperature 2 is one of 1.5."""
-    sure = 1 / (1 + math.exp(-1.5))
-    for threshold, steps in ((sure - 1e-6, 1), (sure + 1e-6, 2)):
-        assert run_until_confident(Told(), TOLD[:1], 2, threshold, temperature=2.0).steps.tolist() == [steps]
-
-
 def test_fitted_temperature_by_hand() -> None:
     """Leads of 2 that are right three times in four: probability 3/4 is a lead of log 3."""
     leads = torch.tensor([2.0, 2.0, 2.0, -2.0]).view(4, 1, 1).expand(4, 3, 1)
@@ -151,22 +109,6 @@ def test_fitted_temperature_has_ends() -> None:
     """Where all are right, the colder the better; where all are wrong, the hotter."""
     assert told(TOLD.abs(), TRUE, temperature="fit").temperature == pytest.approx(0.01, rel=1e-4)
     assert told(TOLD.abs(), TRUE + 1, temperature="fit").temperature == pytest.approx(100, rel=1e-4)
-
-
-def answer(logits: Tensor, threshold: float, measure: Measure) -> list[tuple[int, list[float]]]:
-    """The rule in its own words, one sample at a time: steps and mean of `[T, B, K]`."""
-    answers = []
-    for sample in logits.double().unbind(1):
-        for t in range(1, len(sample) + 1):
-            mean = [sum(column) / t for column in zip(*sample[:t].tolist(), strict=True)]
-            exponentials = [math.exp(value - max(mean)) for value in mean]
-            p = sorted((e / sum(exponentials) for e in exponentials), reverse=True)
-            entropy = -sum(q * math.log(q) for q in p if q > 0)
-            sure = {"probability": p[0], "margin": p[0] - p[1], "entropy": 1 - entropy / math.log(len(p))}
-            if sure[measure] >= threshold or t == len(sample):
-                answers.append((t, mean))
-                break
-    return answers
 
 
 def score(answers: list[tuple[int, list[float]]], labels: list[int]) -> tuple[int, int]:
@@ -212,6 +154,11 @@ def test_equals_trying_every_threshold(
     assert result.differing == 0
 
 
+def scored(model: nn.Module, batches: list[tuple[Tensor, Tensor]], steps: int) -> AccuracyByStep:
+    """Hits and ties; early exit does not count silent samples."""
+    return replace(accuracy_by_step(model, batches, steps), silent=())
+
+
 @given(seed=st.integers(0, 2**31), dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]))
 @settings(deadline=None, max_examples=20, derandomize=True)
 def test_without_early_exit_it_is_accuracy_by_step(seed: int, dtype: torch.dtype) -> None:
@@ -219,7 +166,7 @@ def test_without_early_exit_it_is_accuracy_by_step(seed: int, dtype: torch.dtype
     generator = torch.Generator().manual_seed(seed)
     images = (torch.randint(-3, 4, (50, 6, 3), generator=generator) * 0.1).to(dtype)
     labels = torch.randint(0, 3, (50,), generator=generator)
-    expected = accuracy_by_step(Told(), loader(images, labels), 6)
+    expected = scored(Told(), loader(images, labels), 6)
     result = told(images, labels)
     assert result.testing.all_steps == result.choosing.all_steps == expected
     assert sum(expected.ties) > 0
@@ -237,102 +184,6 @@ def test_a_long_curve_keeps_its_ends() -> None:
     assert max(a - b for a, b in zip(curve.mean_steps, curve.mean_steps[1:], strict=False)) < 0.05
 
 
-# --- streaming ---------------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def exact(model: nn.Module) -> nn.Module:
-    """Parameters that are multiples of 1/8: sums are exact in float32, in whatever order and batch they are taken."""
-    generator = torch.Generator().manual_seed(1)
-    for name, parameter in model.named_parameters():
-        last = name.startswith(("readout", "head"))  # small, or the first answer is as sure as the last
-        parameter.copy_(torch.randint(-5, 6, parameter.shape, generator=generator) / (64 if last else 8))
-    for module in model.modules():
-        if isinstance(module, BatchNorm):
-            module.eps = 0.0
-            module.weight.fill_(0.5)
-            module.bias.fill_(0.25)
-    return model.eval()
-
-
-class AnnWithShortcut(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.enter, self.conv, self.head = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 4, 1), nn.Linear(64, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.enter(x))
-        return self.head(torch.flatten(F.relu(self.conv(x)) + x, 1))
-
-
-def converted(*, signed: bool) -> ConvertedSNN:
-    """With a bias for each step, so that its state counts steps."""
-    torch.manual_seed(0)
-    ann = exact(AnnWithShortcut())
-    batches = loader(torch.randint(0, 9, (32, 2, 4, 4)) / 8, torch.zeros(32, dtype=torch.int64))
-    snn = convert(ann, batches, steps=STEPS, bias="ftbc", signed=signed)
-    for number, neuron in enumerate(snn.neurons.values()):
-        neuron.threshold.copy_(neuron.threshold.log2().round().exp2())
-        generator = torch.Generator().manual_seed(number)
-        neuron.bias = torch.randint(-8, 9, (STEPS, len(neuron.threshold)), generator=generator) / 8
-        neuron.v_init.copy_((neuron.v_init * 8).round() / 8)
-    return snn
-
-
-NETWORKS: dict[str, Any] = {
-    "lif": lambda: (exact(models.mlp([12, 48, 32, 3])), (12,)),
-    "lifb": lambda: (exact(models.conv4(3, 2, image_size=8, neuron=LIFB)), (2, 8, 8)),
-    "residual": lambda: (exact(models.resnet20(3, 2)), (2, 4, 4)),
-    "converted": lambda: (converted(signed=False), (2, 4, 4)),
-    "converted_signed": lambda: (converted(signed=True), (2, 4, 4)),
-}
-
-
-def build(name: str, batch: int = BATCH) -> tuple[nn.Module, Tensor]:
-    network, shape = NETWORKS[name]()
-    return network, torch.randint(0, 9, (batch, *shape), generator=torch.Generator().manual_seed(2)) / 8
-
-
-@torch.no_grad()
-def medium(network: nn.Module, images: Tensor, measure: Measure = "probability") -> float:
-    """A threshold between the confidences of the first step, so that some samples stop there, and some do not."""
-    p = run_until_confident(network, images, 1, math.inf).logits.softmax(-1).sort(-1, descending=True).values
-    entropy = 1 - torch.special.entr(p).sum(-1) / math.log(p.shape[-1])
-    sure = {"probability": p[:, 0], "margin": p[:, 0] - p[:, 1], "entropy": entropy}[measure].unique()
-    assert len(sure) > 2, "all samples are equally sure: this test would show nothing"
-    return float(sure[len(sure) // 2 - 1 : len(sure) // 2 + 1].mean())
-
-
-def rule(logits: Tensor, threshold: float, measure: Measure = "probability") -> tuple[Tensor, Tensor]:
-    """Steps and mean logits that the rule gives on logits `[T, B, K]` of one call."""
-    answers = answer(logits, threshold, measure)
-    return torch.tensor([t for t, _ in answers]), torch.tensor([mean for _, mean in answers], dtype=torch.float64)
-
-
-@every_measure
-@pytest.mark.parametrize("sequence", [False, True])
-@pytest.mark.parametrize("name", NETWORKS)
-def test_stream_equals_the_rule_on_one_call_bit_for_bit(name: str, sequence: bool, measure: Measure) -> None:
-    network, images = build(name)
-    inputs = torch.stack([images.roll(t, 0) for t in range(STEPS)]) if sequence else images
-    with torch.no_grad():
-        logits = network(inputs, STEPS)
-    assert len(logits.unique(dim=0)) == STEPS, "the network is silent: this test would show nothing"
-    threshold = medium(network, images, measure)
-    steps, means = rule(logits, threshold, measure)
-    assert len(steps.unique()) > 1, "all samples stop at once: this test would show nothing"
-    answers = run_until_confident(network, inputs, STEPS, threshold, measure=measure)
-    assert torch.equal(answers.steps, steps)
-    assert torch.equal(answers.logits, means)
-    assert torch.equal(answers.predictions, means.argmax(-1))
-    alone = [
-        run_until_confident(network, inputs[:, b : b + 1] if sequence else inputs[b : b + 1], STEPS, threshold,
-                            measure=measure) for b in range(4)
-    ]  # fmt: skip
-    assert torch.equal(torch.cat([one.logits for one in alone]), means[:4])
-    assert torch.equal(torch.cat([one.steps for one in alone]), steps[:4])
-
-
 @pytest.mark.parametrize("name", NETWORKS)
 def test_measured_by_streaming(name: str) -> None:
     network, images = build(name, 60)
@@ -344,154 +195,8 @@ def test_measured_by_streaming(name: str) -> None:
         answers = answer(network(images[20:], STEPS), result.threshold - 1e-12, "probability")
     assert result.testing.stopped == tuple(sum(t == steps for t, _ in answers) for steps in range(1, STEPS + 1))
     assert (result.testing.mean_steps * 40, sum(result.testing.hits)) == score(answers, labels[20:].tolist())
-    assert result.testing.all_steps == accuracy_by_step(network, testing, STEPS)
-    assert result.choosing.all_steps == accuracy_by_step(network, choosing, STEPS)
-
-
-@pytest.mark.parametrize("name", ["spikformer", "sew_resnet18"])
-def test_untrained_networks_in_float64(name: str) -> None:
-    """Rounding of 1e-16 moves no spike here, and no sample across the threshold."""
-    torch.manual_seed(3)
-    if name == "spikformer":
-        network, size = models.spikformer(10, 3, image_size=16, depth=1, dim=32, heads=2), 16
-    else:
-        network, size = models.sew_resnet18(10, 3, neuron=LIFB), 8
-    network = network.double()
-    for module in network.modules():
-        if isinstance(module, BatchNorm):
-            module.momentum = 1.0
-    with torch.no_grad():
-        network(torch.randn(2, 8, 3, size, size, dtype=torch.float64))  # or deep layers would be silent
-    network.eval()
-    images = torch.randn(8, 3, size, size, dtype=torch.float64)
-    threshold = medium(network, images)
-    with torch.no_grad():
-        steps, means = rule(network(images, 4), threshold)
-    answers = run_until_confident(network, images, 4, threshold)
-    assert torch.equal(answers.steps, steps)
-    torch.testing.assert_close(answers.logits, means, rtol=1e-9, atol=1e-9)
-
-
-def test_reduced_precision_agrees_with_its_own_run() -> None:
-    network, images = build("lif")
-    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
-        logits = network(images, STEPS)
-        answers = run_until_confident(network, images, STEPS, 0.9)
-    assert logits.dtype is torch.bfloat16
-    steps, means = rule(logits, 0.9)
-    assert torch.equal(answers.steps, steps)
-    torch.testing.assert_close(answers.logits, means, rtol=1e-6, atol=1e-7)  # sums are rounded to float32
-
-
-def test_stopped_samples_leave_the_batch() -> None:
-    """One stops at step 2, two at once at step 3, and the last runs to the end although it is never sure."""
-    rounds = torch.zeros(4, 5, 2)
-    rounds[0, 1:, 0], rounds[1:3, 2:, 0] = 9.0, 9.0
-    sizes = []
-
-    class Counting(Told):
-        def forward(self, images: Tensor, steps: int, **arguments: Any) -> Any:
-            sizes.append(len(images))
-            return super().forward(images, steps, **arguments)
-
-    answers = run_until_confident(Counting(), rounds, 5, 0.9)
-    assert sizes == [4, 4, 3, 1, 1]
-    assert answers.steps.tolist() == [2, 3, 3, 5]
-    assert answers.logits[:, 0].tolist() == [4.5, 3.0, 3.0, 0.0]
-    sizes.clear()
-    assert run_until_confident(Counting(), rounds, 5, 0.0).steps.tolist() == [1, 1, 1, 1]
-    assert sizes == [4]
-
-
-class Waits(TorchDispatchMode):
-    """Counts what makes the host wait for a device: sizes that depend on values, and values one by one.
-
-    Not `tolist`, which on a CPU passes no dispatcher: the check of finite numbers at the end, in place of the count of
-    samples that are left after the last step.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = function.overloadpacket.__name__
-        masked = name in ("index", "index_put_") and any(
-            isinstance(index, Tensor) and index.dtype is torch.bool for index in args[1] if index is not None
-        )
-        self.count += masked or name in ("nonzero", "masked_select", "_local_scalar_dense", "is_nonzero", "unique")
-        return function(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize(("threshold", "most"), [(0.0, 1), (0.9, 4), (math.inf, 4)])
-def test_the_device_is_waited_for_once_a_step(threshold: float, most: int) -> None:
-    network, images = build("converted_signed")
-    with Waits() as waits:
-        steps = run_until_confident(network, images, STEPS, threshold).steps
-    assert waits.count <= min(most, steps.max())
-
-
-# --- states ------------------------------------------------------------------------------------------------------
-
-
-class Pair(NamedTuple):
-    seen: Tensor
-    step: int
-
-
-@dataclass(frozen=True)
-class Record:
-    seen: Tensor
-    name: str
-    nothing: None = None
-
-
-STATES: dict[str, Any] = {
-    "named_tuple": (lambda seen, step: (Pair(seen, step), Pair(seen, step)), lambda state: state[1]),
-    "dataclass": (lambda seen, step: [Record(seen, "a"), step], lambda state: (state[0].seen, state[1])),
-    "dictionary": (lambda seen, step: {"seen": seen, "n": {"step": step}}, lambda s: (s["seen"], s["n"]["step"])),
-    "counter_as_tensor": (lambda seen, step: (seen, torch.tensor(step)), lambda state: (state[0], int(state[1]))),
-    "empty_tensor": (lambda seen, step: (seen, step, torch.empty(0)), lambda state: state[:2]),
-}
-
-
-class Remembers(nn.Module):
-    """Reads its logits from its state alone: the image is looked at in the first step only."""
-
-    def __init__(self, kind: str) -> None:
-        super().__init__()
-        self.pack, self.unpack = STATES[kind]
-
-    def forward(self, images: Tensor, steps: int, *, state: Any = None, return_state: bool = False) -> Any:
-        seen, start = (images, 0) if state is None else self.unpack(state)
-        logits = seen[:, start : start + steps].transpose(0, 1)
-        return (logits, self.pack(seen, start + steps)) if return_state else logits
-
-
-@pytest.mark.parametrize("kind", STATES)
-def test_states_of_any_make(kind: str) -> None:
-    images = torch.randn(40, 5, 3, generator=torch.Generator().manual_seed(0)) * torch.arange(1.0, 6.0).unsqueeze(1)
-    steps, means = rule(images.transpose(0, 1), 0.7)
-    assert len(steps.unique()) > 2
-    answers = run_until_confident(Remembers(kind), images, 5, 0.7)
-    assert torch.equal(answers.steps, steps)
-    torch.testing.assert_close(answers.logits, means, rtol=1e-6, atol=1e-6)  # means here are not rounded to float32
-
-
-@pytest.mark.parametrize(
-    ("state", "error", "message"),
-    [
-        (torch.zeros(3, 4), ValueError, r"tensor of shape \[3, 4\], but the batch has 4 samples.*first axis"),
-        ({1, 2}, TypeError, "holds a set, of which samples cannot be taken"),
-    ],
-)
-def test_states_that_cannot_be_split(state: Any, error: type[Exception], message: str) -> None:
-    class Odd(Told):
-        def forward(self, images: Tensor, steps: int, **arguments: Any) -> Any:
-            return super().forward(images, steps, return_state=True)[0], state
-
-    with pytest.raises(error, match=message):
-        run_until_confident(Odd(), TOLD, 2, 0.9)
+    assert result.testing.all_steps == scored(network, testing, STEPS)
+    assert result.choosing.all_steps == scored(network, choosing, STEPS)
 
 
 def test_a_network_that_forgets_its_state_is_found_out() -> None:
@@ -519,87 +224,6 @@ def test_one_step_has_nothing_to_gain() -> None:
     assert "never stops before the last step" in str(result)
 
 
-def test_sequences() -> None:
-    network, images = build("lif")
-    frames = torch.stack([images.roll(t, 0) for t in range(STEPS)])
-    whole = run_until_confident(network, frames, None, 0.99)
-    assert torch.equal(whole.logits, run_until_confident(network, frames, STEPS, 0.99).logits)
-    first = run_until_confident(network, frames, 3, math.inf)
-    assert torch.equal(first.logits, run_until_confident(network, frames[:3], None, math.inf).logits)
-    with pytest.raises(ValueError, match=r"a sequence of 5 steps, but steps=6\. Pass longer sequences, or steps=5"):
-        run_until_confident(network, frames, 6, 0.9)
-    batches = [[(frames, torch.zeros(BATCH, dtype=torch.int64))] for _ in range(2)]
-    assert early_exit(network, *batches, steps=3).testing.total == BATCH
-    with pytest.raises(ValueError, match="a sequence of 5 steps"):
-        early_exit(network, *batches, steps=6)
-
-
-def test_a_network_without_ranks_takes_a_sequence_where_steps_are_open() -> None:
-    class Sums(nn.Module):
-        """Logits are the frame."""
-
-        def forward(self, images: Tensor, steps: int, *, state: Any = None, return_state: bool = False) -> Any:
-            return images.unsqueeze(0), ()
-
-    frames = torch.tensor([[[1.0, 0.0], [9.0, 0.0]], [[9.0, 0.0], [0.0, 0.0]]])
-    assert run_until_confident(Sums(), frames, None, 0.9).steps.tolist() == [2, 1]
-
-
-def test_constant_input_needs_steps() -> None:
-    network, images = build("lif")
-    with pytest.raises(ValueError, match=r"Pass it: model\(images, steps=4\)"):
-        run_until_confident(network, images, None, 0.9)
-
-
-class NoState(nn.Module):
-    def forward(self, images: Tensor, steps: int) -> Tensor:
-        return images.transpose(0, 1)[:steps]
-
-
-class NoStateReturned(nn.Module):
-    def forward(self, images: Tensor, steps: int, **_: Any) -> Tensor:
-        return images.transpose(0, 1)[:steps]
-
-
-@pytest.mark.parametrize(
-    ("model", "came"), [(NoState(), r"takes \(images, steps\)"), (NoStateReturned(), "returned a Tensor")]
-)
-def test_networks_that_do_not_stream(model: nn.Module, came: str) -> None:
-    for run in (
-        lambda: run_until_confident(model, TOLD, 2, 0.9),
-        lambda: early_exit(model, loader(TOLD, TRUE), loader(TOLD, TRUE), steps=2),
-    ):
-        with pytest.raises(TypeError, match=rf"forward {came}, but .* return_state=True\) must return logits"):
-            run()
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_logits_that_are_not_finite(value: float) -> None:
-    class Broken(Told):
-        def forward(self, images: Tensor, steps: int, **arguments: Any) -> Any:
-            logits = super().forward(images, steps, **arguments)
-            broken = (logits[0] if isinstance(logits, tuple) else logits).clone()
-            broken[-1, -1, 1] = value
-            return (broken, logits[1]) if isinstance(logits, tuple) else broken
-
-    for threshold in (0.0, 0.9):
-        with pytest.raises(ValueError, match="logits of these images hold NaN or infinity.*diverged"):
-            run_until_confident(Broken(), TOLD, 2, threshold)
-    with pytest.raises(ValueError, match="logits of batch 0 of the images to choose on hold NaN"):
-        early_exit(Broken(), loader(TOLD, TRUE), loader(TOLD, TRUE), steps=2)
-
-
-def test_images_that_are_not_finite() -> None:
-    network, images = build("lif")
-    labels = torch.zeros(BATCH, dtype=torch.int64)
-    broken = images.clone()
-    broken[3, 0] = math.nan
-    with pytest.raises(ValueError, match=r"these images hold NaN or infinity\. Mend the data"):
-        run_until_confident(network, broken, STEPS, 0.9)
-    with pytest.raises(ValueError, match="batch 1 of the test images hold NaN"):
-        early_exit(network, loader(images, labels), loader(images, labels) + loader(broken, labels), steps=STEPS)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -621,22 +245,36 @@ def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:
         told(**arguments)
 
 
-def test_wrong_arguments_of_the_stream() -> None:
-    for arguments, message in (
-        ({"threshold": math.nan}, "threshold is NaN"),
-        ({"threshold": 0.5, "measure": "variance"}, "measure is 'variance'"),
-        ({"threshold": 0.5, "temperature": -1.0}, "temperature is -1.0"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            run_until_confident(Told(), TOLD, 2, **arguments)
-    with pytest.raises(ValueError, match="steps is 0"):
-        run_until_confident(Told(), TOLD, 0, 0.5)
-    with pytest.raises(ValueError, match=r"shape \[0, 2, 2\]: no samples"):
-        run_until_confident(Told(), TOLD[:0], 2, 0.5)
-    with pytest.raises(TypeError, match="a network takes a floating torch.Tensor"):
-        run_until_confident(Told(), TOLD.numpy(), 2, 0.5)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="at least K = 2 classes"):
-        run_until_confident(Told(), TOLD[..., :1], 2, 0.5)
+def test_sequences() -> None:
+    network, images = build("lif")
+    frames = torch.stack([images.roll(t, 0) for t in range(STEPS)])
+    batches = [[(frames, torch.zeros(BATCH, dtype=torch.int64))] for _ in range(2)]
+    assert early_exit(network, *batches, steps=3).testing.total == BATCH
+    with pytest.raises(ValueError, match="a sequence of 5 steps"):
+        early_exit(network, *batches, steps=6)
+
+
+@pytest.mark.parametrize(
+    ("model", "came"), [(NoState(), r"takes \(images, steps\)"), (NoStateReturned(), "returned a Tensor")]
+)
+def test_networks_that_do_not_stream(model: nn.Module, came: str) -> None:
+    with pytest.raises(TypeError, match=rf"forward {came}, but .* return_state=True\) must return logits"):
+        early_exit(model, loader(TOLD, TRUE), loader(TOLD, TRUE), steps=2)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_logits_that_are_not_finite(value: float) -> None:
+    with pytest.raises(ValueError, match="logits of batch 0 of the images to choose on hold NaN"):
+        early_exit(Broken(value), loader(TOLD, TRUE), loader(TOLD, TRUE), steps=2)
+
+
+def test_images_that_are_not_finite() -> None:
+    network, images = build("lif")
+    labels = torch.zeros(BATCH, dtype=torch.int64)
+    broken = images.clone()
+    broken[3, 0] = math.nan
+    with pytest.raises(ValueError, match="batch 1 of the test images hold NaN"):
+        early_exit(network, loader(images, labels), loader(images, labels) + loader(broken, labels), steps=STEPS)
 
 
 def test_loaders() -> None:
@@ -669,16 +307,9 @@ def test_runs_in_eval_mode_and_puts_each_module_back(fails: bool) -> None:
             early_exit(network, batches(), batches(), steps=2)
     else:
         early_exit(network, batches(), batches(), steps=2)
-    run_until_confident(network, images, 2, 0.5)
     assert set(modes) == {(False, True)}
     assert (network.training, network.body.training, network.encoder.training) == (True, True, False)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
-
-
-def test_answers_unpack() -> None:
-    answers = Answers(torch.tensor([[0.0, 2.0, 2.0]]), torch.tensor([3]))
-    logits, steps = answers
-    assert (logits.shape, steps.tolist(), answers.predictions.tolist()) == ((1, 3), [3], [1])
 
 
 # --- what is reported --------------------------------------------------------------------------------------------
@@ -741,7 +372,13 @@ def test_saved_as_json_that_any_reader_takes(tmp_path: Path) -> None:
     assert (testing["stopped"], testing["hits"], testing["ties"]) == ([3, 1], [2, 1], [0, 0])
     assert (testing["accuracy"], testing["mean_steps"], testing["total"]) == (0.75, 1.25, 4)
     assert testing["accuracy_by_exit"] == [2 / 3, 1.0]
-    assert testing["all_steps"] == {"hits": [2, 4], "ties": [0, 0], "total": 4, "accuracy": [0.5, 1.0]}
+    assert testing["all_steps"] == {
+        "hits": [2, 4],
+        "ties": [0, 0],
+        "total": 4,
+        "silent": [],
+        "accuracy": [0.5, 1.0],
+    }
     assert testing["curve"]["threshold"][0] is None
     assert testing["curve"]["mean_steps"] == [2.0, 1.75, 1.5, 1.25, 1.0]
 

@@ -32,7 +32,7 @@ from ranvier.evaluation import (
 )
 from ranvier.models import Network, mlp, resnet19, spikformer
 from ranvier.models.vgg import vgg
-from ranvier.nn import IF, LIF, LIFB, PLIF, BatchNorm, Neuron, Readout, TimeFolded
+from ranvier.nn import IF, LIF, LIFB, PLIF, AffineIF, BatchNorm, Neuron, Readout, TimeFolded
 from ranvier.nn.structure import Activation, Block, Chain, NeuronFactory, Residual
 
 STEPS = 3
@@ -590,6 +590,35 @@ def test_neurons_of_ones_own_are_spikes_only_if_they_send_spikes() -> None:
         assert any(found.layers[1].multiply_accumulates) == analog
         assert silent(found.layers[1]) == analog
         assert found.neurons[0].spikes[0] > 10
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("graph", [False, True])
+def test_half_precision_counts_as_float32(dtype: torch.dtype, graph: bool) -> None:
+    """Of a network whose numbers have few bits, at any precision."""
+    model = network(Activation(LIFB(4)), nn.Conv2d(4, 4, 3), Activation(LIF()), features=48).float()
+    model = decouple(model, images()) if graph else model
+    expected = count_operations(model, loader(images(), images(2)), 2)
+    assert sum(expected.spikes) > 10
+    for size in (torch.float32, dtype):
+        batches = loader(images().to(size), images(2).to(size))
+        assert count_operations(model.to(dtype), batches, 2) == expected
+    assert next(model.parameters()).dtype == dtype
+
+
+def test_potentials_are_no_spikes() -> None:
+    """Of neurons that never fire, also where the potential happens to be 1 or 0 everywhere."""
+    readout = AffineIF(tau=4.0, fires=False)
+    found = count_operations(network(Activation(LIF()), Activation(readout), features=120), loader(images()), 2)
+    fired, read = found.neurons
+    assert sum(fired.spikes) > 10
+    assert (read.neurons, read.spikes, read.firing_rate) == (120, (0, 0), (0, 0))
+    assert found.spikes == fired.spikes
+    copied = network(Activation(LIF()), Activation(AffineIF(tau=1.0, fires=False)), features=120)
+    found = count_operations(copied, loader(images()), 2)
+    assert found.neurons[1].spikes == (0, 0)
+    assert found.layers[-1].multiply_accumulates == (360, 360)
+    assert silent(found.layers[-1])
 
 
 @pytest.mark.parametrize("order", [1, -1])

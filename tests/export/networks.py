@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ranvier import models
 from ranvier.conversion import ConvertedSNN, convert, decouple
-from ranvier.nn import IF, LIF, LIFB, PLIF, BatchNorm, Neuron, Readout, TimeFolded
+from ranvier.nn import IF, LIF, LIFB, PLIF, AffineIF, BatchNorm, Neuron, Readout, TimeFolded
 from ranvier.nn.structure import Activation, Chain, Concat, conv_norm
 
 STEPS = 3
@@ -60,6 +60,10 @@ FAMILIES: dict[str, tuple[Callable[[], models.SpikingNetwork], tuple[int, ...]]]
     "mlp-lif": (lambda: models.mlp([12, 20, 3], neuron=LIF), (12,)),
     "mlp-plif": (lambda: models.mlp([12, 20, 3], neuron=partial(PLIF, tau=1.7)), (12,)),
     "mlp-lifb": (lambda: models.mlp([12, 20, 20, 3], neuron=partial(LIFB, burst_init=1.5)), (3, 2, 2)),
+    "mlp-affine": (
+        lambda: models.mlp([12, 20, 3], neuron=partial(AffineIF, v_leak=torch.linspace(-0.3, 0.3, 20), v_reset=-0.1)),
+        (12,),
+    ),
     "decoupled": (lambda: decouple(models.mlp([12, 20, 20, 3], neuron=LIFB)), (12,)),
     "vgg": (
         lambda: models.vgg((4, "A", 6, "A"), num_classes=3, in_channels=1, image_size=8, neuron=LIFB, hidden=(8,)),

@@ -8,7 +8,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,9 @@ from ranvier.evaluation import record_spikes
 from ranvier.export import NIRReceipt, from_nir, nir_write, to_nir
 from ranvier.export import nir as exporter
 from ranvier.models import Network, SpikingNetwork
-from ranvier.nn import IF, LIF, LIFB, PLIF, Readout, TimeFolded
+from ranvier.nn import IF, LIF, LIFB, PLIF, Readout, TimeFolded, analog
 from ranvier.nn.structure import Activation, Chain, Residual, conv_norm
+from ranvier.training import proxy_network
 
 from .networks import STEPS, build, fitted
 
@@ -315,7 +316,61 @@ def test_the_receipt_counts_what_differs(tmp_path: Path, monkeypatch: pytest.Mon
     assert receipt.same_predictions == same.double().mean()
     ours = record_spikes(model, images, 4)["body.layers.0.neuron"]
     theirs = record_spikes(from_nir(receipt.path), images, 4)["network.body_0.neuron"]
-    assert receipt.spike_mismatch["body.0"] == (ours != theirs).double().mean()
+    assert receipt.spike_mismatch["body.0"] == float((ours != theirs).sum()) / float(ours.sum())
+    assert receipt.spikes == sum(int(sent.sum()) for sent in record_spikes(model, images, 4).values())
+
+
+def doubling(weight: float, bias: float) -> models.Network:
+    """Ten neurons, of which only the first gets a current, and a readout of two classes."""
+    model = models.mlp([1, 10, 2], neuron=partial(IF, v_threshold=1.0))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        model.encoder[1].weight[0] = weight
+        model.readout[1].weight[1, 0] = 1.0
+        model.readout[1].bias[0] = bias
+    return model
+
+
+def test_mismatches_by_hand(tmp_path: Path) -> None:
+    """One neuron ties and fires at each of 4 steps; for others a tie is silent, so that it fires at steps 2 and 4 only.
+
+    Two values differ: of 40, nine in ten of which belong to neurons without input, or of 4 spikes.
+    """
+    model, images = doubling(1.0, bias=0.5), torch.ones(1, 1)
+    receipt = to_nir(model, tmp_path / "a.nir", images=images, steps=4)
+    plain = record_spikes(from_nir(tmp_path / "a.nir", use_metadata=False), images, 4)["network.body_0.neuron"]
+    assert plain[:, 0, 0].tolist() == [0, 1, 0, 1]
+    assert (receipt.spikes, receipt.spike_mismatch, receipt.plain_spike_mismatch) == (4, {"body.0": 0.0}, 0.5)
+    assert receipt.same_predictions == 1
+    assert receipt.plain_same_predictions == 0, "0.5 for both classes is no answer"
+
+
+def test_a_silent_layer_counts_what_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, images = doubling(0.125, bias=0.5), torch.ones(3, 1)
+    array_of = nir_write.array_of
+    monkeypatch.setattr(nir_write, "array_of", lambda tensor: array_of(tensor * 8 ** (tensor.ndim == 2)))
+    receipt = to_nir(model, tmp_path / "a.nir", images=images, steps=4)
+    assert (receipt.spikes, receipt.spike_mismatch) == (0, {"body.0": 12.0})
+
+
+def test_nothing_fires(tmp_path: Path) -> None:
+    """Which the receipt says, since equal silence shows nothing; equal logits are no answers."""
+    model = doubling(0.125, bias=0.0)
+    receipt = to_nir(model, tmp_path / "a.nir", images=torch.ones(3, 1), steps=4)
+    assert (receipt.spikes, receipt.largest_mismatch) == (0, 0)
+    assert receipt.same_predictions == receipt.plain_same_predictions == 0
+    for text in (str(receipt), printed(receipt)):
+        assert "warning" in text
+        assert "no neuron fired on these images" in " ".join(text.split())
+    assert to_nir(doubling(1.0, 0.0), tmp_path / "a.nir", images=torch.ones(3, 1), steps=4).warning == ""
+
+
+def test_the_receipt_in_a_line() -> None:
+    assert str(RECEIPT) == (
+        "runs/[red]/a.nir: 12,345 neurons, dt = 0.0005 s; 6,789 spikes on 100 images in 3 steps; read back: largest "
+        "mismatch 0.0125 %, same predictions 99 %; without metadata: 3.12 %, 50 %"
+    )
 
 
 def test_the_receipt_says_what_was_written(tmp_path: Path) -> None:
@@ -348,6 +403,7 @@ RECEIPT = NIRReceipt(
         "a tie with the threshold fires": ("body.0", "body.2", "body.[3]", "body.4", "body.5"),
         "soft reset": ("a",),
     },
+    spikes=6789,
     spike_mismatch={"body.0": 0.0, "body.2": 0.000125},
     logit_difference=1.25e-7,
     same_predictions=0.99,
@@ -367,7 +423,7 @@ def test_the_table(width: int) -> None:
     )
     for words in (
         "runs/[red]/a.nir: 12,345 neurons, 1.2 MB, dt = 0.0005 s",
-        "compared on 100 images, 3 steps",
+        "compared on 100 images, 3 steps; mismatches over 6,789 spikes",
         "1 Input, 6 LIF",
         "0.0125 %",
         "1.2e-07 of the largest",
@@ -392,12 +448,29 @@ def test_the_receipt_as_json(tmp_path: Path) -> None:
     assert printed(NIRReceipt.load(tmp_path / "receipt.json")) == printed(receipt)
 
 
+def test_a_receipt_of_an_earlier_version(tmp_path: Path) -> None:
+    """Whose mismatches are shares of all values: they would look a hundred times smaller."""
+    content = asdict(RECEIPT)
+    del content["spikes"]
+    (tmp_path / "receipt.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="earlier version of ranvier, which divided differences by all values"):
+        NIRReceipt.load(tmp_path / "receipt.json")
+
+
 def test_the_largest_mismatch_is_of_all_layers() -> None:
     assert RECEIPT.largest_mismatch == 0.000125
     assert replace(RECEIPT, spike_mismatch={}).largest_mismatch == 0
 
 
 # The call
+
+
+def test_a_network_in_analog_mode_is_refused(tmp_path: Path) -> None:
+    model, images = proxy_network(models.mlp([12, 20, 3])), torch.rand(4, 12)
+    with analog(model), pytest.raises(ValueError, match=r"in analog mode.*with ranvier.nn.analog\(model\)"):
+        to_nir(model, tmp_path / "a.nir", images=images)
+    assert list(tmp_path.iterdir()) == []
+    assert to_nir(model, tmp_path / "a.nir", images=images).spikes > 0
 
 
 def test_the_network_is_left_as_it_was(tmp_path: Path) -> None:
@@ -434,15 +507,31 @@ def test_images_are_made_up_where_the_network_tells_their_size(tmp_path: Path) -
     assert not (tmp_path / "b.nir").exists()
 
 
+def test_compared_on_a_sequence(tmp_path: Path) -> None:
+    """Of three steps, each with images of its own; what is written is the same."""
+    model, images = made("vgg", LIF, batch=4)
+    frames = torch.stack([images, images.flip(0), 0 * images])
+    receipt = to_nir(model.double(), tmp_path / "a.nir", images=frames)
+    assert (receipt.steps, receipt.samples) == (3, 4)
+    assert receipt.largest_mismatch == 0
+    assert receipt.spikes == sum(int(sent.sum()) for sent in record_spikes(model, frames.double()).values())
+    assert to_nir(model, tmp_path / "b.nir", images=images).nodes == receipt.nodes
+    with pytest.raises(ValueError, match="3 steps, but steps=2"):
+        to_nir(model, tmp_path / "c.nir", images=frames, steps=2)
+    assert not (tmp_path / "c.nir").exists()
+
+
 @pytest.mark.parametrize(
     ("images", "error", "match"),
     [
         (
-            torch.rand(3, 4, 12),
+            torch.rand(12),
             ValueError,
-            r"\[3, 4, 12\], but must be a batch of constant images.*2 or 4.*images\[0\]",
+            r"\[12\], but must be constant images \[B, ...\] of 2 or 4 dimensions, or a sequence",
         ),
-        (torch.rand(0, 12), ValueError, r"images have shape \[0, 12\], but must be a batch"),
+        (torch.rand(0, 12), ValueError, r"images have shape \[0, 12\], but must be .* at least one image and one step"),
+        (torch.rand(0, 2, 12), ValueError, r"images have shape \[0, 2, 12\], but must be .* one image and one step"),
+        (torch.rand(3, 2, 11), ValueError, r"\[2, 11\].*Pass a batch of its images"),
         (torch.rand(2, 11), ValueError, r"\[2, 11\].*Pass a batch of its images"),
         (torch.ones(2, 12, dtype=torch.uint8), TypeError, "images are a tensor of torch.uint8"),
         ([[0.0] * 12], TypeError, "images are a list"),

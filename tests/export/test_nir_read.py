@@ -17,8 +17,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ranvier import models
+from ranvier import conversion, models
+from ranvier.conversion import decouple
 from ranvier.conversion.spiking import GraphSNN
+from ranvier.evaluation import count_operations
 from ranvier.export import from_nir, to_nir
 from ranvier.nn import IF, LIF, LIFB, PLIF, AffineIF, ConvertedIF, LIFPair
 
@@ -913,3 +915,56 @@ def test_the_checksum_is_no_matter_to_others(tmp_path: Path, intact: bytes) -> N
     network = from_nir(tmp_path / "copy.nir")
     assert isinstance(network, GraphSNN)
     assert isinstance(network.sites["body_0"], AffineIF)
+
+
+@pytest.mark.parametrize("name", ["resnet20", "decoupled", "converted"])
+def test_a_network_that_was_read_can_be_kept(name: str, tmp_path: Path) -> None:
+    """As safetensors, with its neurons: the same network comes back."""
+    model, images = build(name)
+    to_nir(model, tmp_path / "a.nir", images=images)
+    for use_metadata in (True, False):
+        network = from_nir(tmp_path / "a.nir", use_metadata=use_metadata)
+        conversion.save(network, tmp_path / "a.safetensors")
+        loaded = conversion.load(tmp_path / "a.safetensors")
+        assert torch.equal(loaded(images, 3), network(images, 3))
+        assert (loaded.frame_dims, loaded.image_size) == (network.frame_dims, network.image_size)
+
+
+def test_images_of_another_size_are_refused(tmp_path: Path) -> None:
+    """Average pooling of all places is written for one size: on 12 x 12 places it would leave some out."""
+    model, images = build("resnet20")
+    to_nir(model, tmp_path / "a.nir", images=images)
+    network = from_nir(tmp_path / "a.nir")
+    model(torch.rand(2, 2, 12, 12), 1)
+    with pytest.raises(ValueError, match="12x12 pixels, but this network was built for 8x8"):
+        network(torch.rand(2, 2, 12, 12), 1)
+    wide = torch.rand(2, 2, 8, 12)
+    to_nir(model, tmp_path / "a.nir", images=wide)
+    network = from_nir(tmp_path / "a.nir")
+    assert network.image_size == (8, 12)
+    torch.testing.assert_close(network(wide, 1), model(wide, 1))
+    with pytest.raises(ValueError, match="8x8 pixels, but this network was built for 8x12"):
+        network(images, 1)
+    vector, x = build("mlp-lif")
+    to_nir(vector, tmp_path / "a.nir", images=x)
+    assert from_nir(tmp_path / "a.nir").image_size is None
+
+
+@pytest.mark.parametrize(("padding", "places"), [("same", 10), ("valid", 6), (2, 12)])
+def test_operations_of_padding_by_name(tmp_path: Path, padding: Any, places: int) -> None:
+    """Three taps over four places reach 3 * 4 - 2 of them with one place of padding at either end."""
+    conv = {"stride": 1, "dilation": 1, "groups": 1, "weight": np.ones((2, 1, 3), np.float32), "bias": np.zeros(2)}
+    length = {"same": 4, "valid": 2, 2: 6}[padding]
+    nodes = [
+        nir.Input(input_type={"input": np.array([1, 4])}),
+        nir.Conv1d(input_shape=4, padding=padding, **conv),
+        nir.IF(r=np.full((2, length), 1 / DT), v_threshold=np.ones((2, length)), v_reset=np.zeros((2, length))),
+        nir.Flatten(input_type={"input": np.array([2, length])}, start_dim=0, end_dim=-1),
+        nir.Linear(weight=np.ones((3, 2 * length), np.float32)),
+        nir.Output(output_type={"output": np.array([3])}),
+    ]
+    nir.write(tmp_path / "a.nir", nir.NIRGraph.from_list(*nodes))
+    network = from_nir(tmp_path / "a.nir", dt=DT)
+    found = count_operations(network, [(torch.rand(2, 1, 4), torch.zeros(2))], 2)
+    assert found.layers[0].ann == 2 * places
+    assert decouple(network, torch.rand(2, 1, 4)).report.before.synapses == 2 * places + 3 * 2 * length

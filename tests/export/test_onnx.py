@@ -23,6 +23,7 @@ pytest.importorskip("onnxscript")
 # Exporting takes seconds: each family once, those with most to go wrong in both forms.
 FILES = {
     "mlp-lifb": {"all": STEPS, "stream": STEPS},
+    "mlp-affine": {"stream": STEPS},
     "vgg": {"all": STEPS},
     "converted": {"all": STEPS},
     "converted-signed": {"stream": STEPS},

@@ -10,14 +10,16 @@ from torch import Tensor, nn
 
 import ranvier
 from ranvier import models
+from ranvier.dynamics import NeuronState
 from ranvier.export import ExportError, Receipt, to_program
-from ranvier.nn import LIF, Neuron
+from ranvier.nn import LIF, AffineIF, Neuron
+from ranvier.nn.structure import Activation, Chain
 
 from .networks import FAMILIES, STEPS, build, rates
 
 # Tracing takes a second and more: larger networks are traced, in the same way, by tests/export/test_onnx.py.
-IN_ALL_STEPS = ("mlp-if", "mlp-plif", "mlp-lifb", "vgg", "converted")
-STEP_BY_STEP = ("mlp-plif", "decoupled", "vgg", "converted", "converted-signed", "ann")
+IN_ALL_STEPS = ("mlp-if", "mlp-plif", "mlp-lifb", "vgg", "dense", "converted")
+STEP_BY_STEP = ("mlp-plif", "decoupled", "vgg", "dense", "converted", "converted-signed", "ann")
 
 
 @pytest.fixture(autouse=True)
@@ -218,8 +220,66 @@ def test_neurons_of_ones_own(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, images = models.mlp([12, 8, 3], neuron=lambda _: Filtering()), torch.rand(8, 12)
     receipt = to_program(model, tmp_path / "net.pt2", images=images, steps=4, streaming=True)
-    assert [port.holds for port in receipt.inputs[1:]] == ["slow of body.layers.0", "fast of body.layers.0"]
+    assert [port.holds for port in receipt.inputs[1:]] == [
+        "steps so far",
+        "slow of body.layers.0",
+        "fast of body.layers.0",
+    ]
     assert 0 < rates(model, images, 4)[0] < 1
+
+
+class FromHalf(Neuron):
+    """A neuron of a user's own that starts at half its threshold."""
+
+    def scan(self, current: Tensor, state: NeuronState | None) -> tuple[Tensor, NeuronState]:
+        v = torch.full_like(current[0], 0.5) if state is None else state.v
+        sent = []
+        for x in current.unbind(0):
+            v = v + x
+            sent.append((v >= 1).to(x.dtype))
+            v = v - sent[-1]
+        return torch.stack(sent), NeuronState(v)
+
+
+@pytest.mark.parametrize(
+    "neuron",
+    [
+        lambda: AffineIF(tau=2.0, v_leak=0.1, v_threshold=0.5),
+        lambda: AffineIF(tau=torch.tensor([2.0, 4.0]), v_leak=torch.tensor([0.3, -0.4]), v_threshold=0.5, v_reset=-0.1),
+        lambda: AffineIF(tau=None, r=0.5, v_threshold=0.5, v_reset=-0.25),
+        lambda: AffineIF(tau=3.0, v_leak=0.2, fires=False),
+        FromHalf,
+    ],
+    ids=["leaky", "each", "integrator", "silent", "own"],
+)
+def test_neurons_that_do_not_rest_at_zero(neuron: object, tmp_path: Path) -> None:
+    """Zeros come in, and the first step begins where the network does; beside a neuron that rests at 0."""
+    body = Chain(Activation(neuron()), Activation(LIF(v_threshold=0.125)))
+    model = models.Network(nn.Identity(), body, nn.Identity(), frame_dims=(2,))
+    images = torch.rand(16, 2)
+    receipt = to_program(model, tmp_path / "net.pt2", images=images, steps=4, streaming=True)
+    assert (receipt.difference, receipt.flipped) == (0, 0)
+    assert receipt.inputs[1].holds == "steps so far"
+    frames = list(torch.rand(4, 5, 2))
+    expected = model(torch.stack(frames))
+    assert 0 < expected.mean() < 1
+    assert torch.equal(stream(loaded(receipt.path), receipt, frames), expected)
+    state = [port.zeros(5) for port in receipt.inputs[1:]]
+    _, *after = loaded(receipt.path)(frames[0], *state)
+    _, (first, _) = model(frames[0], 1, return_state=True)
+    assert torch.equal(after[1], first.v)
+
+
+def test_one_sample_that_is_wrong_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that starts from 0 where the network starts from 0.1 differs in one of 16 samples; nothing is written."""
+    body = Chain(Activation(AffineIF(tau=2.0, v_leak=0.1, v_threshold=0.5)))
+    model = models.Network(nn.Identity(), body, nn.Identity(), frame_dims=(2,))
+    images = torch.full((16, 2), 0.3)
+    images[1, 0] = 0.85
+    monkeypatch.setattr("ranvier.export.program.FROM_ZERO", (AffineIF,))
+    with pytest.raises(ExportError, match="in 1 of 17 samples .* moves 0 of these"):
+        to_program(model, tmp_path / "net.pt2", images=images, steps=1, streaming=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_neurons_that_cannot_be_traced(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Which implementation runs: said in words, refused with a reason, never silently another."""
 
+import typing
 import warnings
 from collections.abc import Iterator
 
@@ -9,18 +10,20 @@ import torch
 from ranvier import kernels
 from ranvier.dynamics import LIFParams
 from ranvier.kernels import Choice, choose, dispatch, explain
+from ranvier.kernels.dispatch import choose_scan
 
 CPU = torch.device("cpu")
+GPU = torch.device("cuda")
 LARGE = dispatch.SMALL
 
 
 @pytest.fixture(autouse=True)
 def fresh_answers() -> Iterator[None]:
     """What was found out about compilers is remembered per process; forget it around every test."""
-    for remembered in (dispatch._obstacle, dispatch._warn_once):
+    for remembered in (dispatch._obstacle, dispatch._triton_obstacle, dispatch._warn_once):
         remembered.cache_clear()
     yield
-    for remembered in (dispatch._obstacle, dispatch._warn_once):
+    for remembered in (dispatch._obstacle, dispatch._triton_obstacle, dispatch._warn_once):
         remembered.cache_clear()
 
 
@@ -72,10 +75,16 @@ def test_no_warning_where_the_reference_would_run_anyway() -> None:
     kernels.lif_scan(torch.ones(1, 1, LARGE), None, LIFParams(), implementation="reference")
 
 
-@pytest.mark.parametrize("name", ["fast", "", "Compiled", "triton"])
+@pytest.mark.parametrize("name", ["fast", "", "Compiled", "cuda"])
 def test_unknown_name_raises(name: str) -> None:
-    with pytest.raises(ValueError, match=r"implementation is .* must be one of 'auto', 'reference', 'compiled'"):
+    with pytest.raises(ValueError, match=r"implementation is .* one of 'auto', 'reference', 'compiled', 'triton'"):
         kernels.lif_scan(torch.zeros(2, 1, 1), None, LIFParams(), implementation=name)  # type: ignore[call-arg]
+    with pytest.raises(ValueError, match=r"implementation is .* must be one of"):
+        choose(name, CPU, 1)  # type: ignore[arg-type]
+
+
+def test_names_agree_with_the_type() -> None:
+    assert typing.get_args(dispatch.Implementation) == dispatch.IMPLEMENTATIONS
 
 
 @pytest.mark.usefixtures("a_compiler")
@@ -111,10 +120,73 @@ def test_explain_leaves_the_warning_to_the_run_that_needs_it() -> None:
         choose("auto", CPU, LARGE)
 
 
-def test_gpu_without_triton_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def no_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: None)
+
+
+@pytest.fixture
+def triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: object())
+
+
+def fits() -> None:
+    """A neuron that has a kernel."""
+
+
+def has_none() -> str:
+    return "there is no kernel. Use another."
+
+
+@pytest.mark.usefixtures("no_triton")
+def test_gpu_without_triton_names_it() -> None:
     with pytest.raises(RuntimeError, match=r"cannot run on cuda: .*Triton.*pip install triton"):
-        choose("compiled", torch.device("cuda"), LARGE)
+        choose("compiled", GPU, LARGE)
+    with pytest.raises(RuntimeError, match=r'"triton" cannot run on cuda: Triton is not installed.*pip install triton'):
+        choose_scan("triton", GPU, LARGE, fits)
+    with pytest.warns(RuntimeWarning, match=r"slower reference on cuda: .*pip install triton"):
+        assert choose_scan("auto", GPU, LARGE, fits).implementation == "reference"
+    assert "pip install triton" in explain("cuda")
+
+
+@pytest.mark.usefixtures("triton")
+def test_on_a_gpu_auto_picks_triton_where_it_pays_and_fits() -> None:
+    assert choose_scan("auto", GPU, LARGE, fits).implementation == "triton"
+    assert choose_scan("auto", GPU, LARGE - 1, fits).implementation == "reference"
+    assert choose_scan("auto", GPU, LARGE, has_none).implementation == "compiled"
+
+
+@pytest.mark.usefixtures("triton")
+def test_on_a_gpu_a_network_is_compiled_whole() -> None:
+    """What training asks: its neurons then fuse with what is around them."""
+    assert choose("auto", GPU, 2**31).implementation == "compiled"
+    assert choose("triton", GPU, 2**31).implementation == "triton"
+
+
+@pytest.mark.usefixtures("triton", "a_compiler")
+@pytest.mark.parametrize("size", [1, LARGE])
+def test_asking_for_triton_gets_it_or_an_error(size: int) -> None:
+    assert choose_scan("triton", GPU, size, fits) == Choice("triton", "asked for")
+    with pytest.raises(RuntimeError, match=r'implementation="triton" cannot run on cuda: there is no kernel'):
+        choose_scan("triton", GPU, size, has_none)
+    assert choose_scan("reference", GPU, size, fits) == Choice("reference", "asked for")
+    assert choose_scan("compiled", GPU, size, fits) == Choice("compiled", "asked for")
+
+
+@pytest.mark.usefixtures("a_compiler")
+def test_on_a_cpu_auto_does_not_ask_for_triton() -> None:
+    def asked() -> str | None:
+        raise AssertionError
+
+    assert choose_scan("auto", CPU, LARGE, asked).implementation == "compiled"
+
+
+@pytest.mark.usefixtures("triton")
+def test_explain_on_a_gpu_names_triton_and_what_is_compiled() -> None:
+    said = explain("cuda", values_per_step=LARGE)
+    assert said.startswith("cuda: triton (one kernel forward and one backward run all steps")
+    assert "compiled: networks as a whole" in said
+    assert explain("cuda", values_per_step=10).startswith("cuda: reference (10 values")
 
 
 def test_untested_device_is_refused() -> None:

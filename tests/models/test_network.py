@@ -233,7 +233,8 @@ def test_state_of_another_network_or_batch_size() -> None:
     _, state = network(images, steps=1, return_state=True)
     with pytest.raises(ValueError, match="has more neurons"):
         network(images, steps=1, state=state[:-1])
-    with pytest.raises(ValueError, match="has 3 neurons"):
-        network(images, steps=1, state=[*state, state[0]], return_state=True)
+    for wanted in (True, False):
+        with pytest.raises(ValueError, match="has 3 neurons"):
+            network(images, steps=1, state=[*state, state[0]], return_state=wanted)
     with pytest.raises(ValueError, match="keep the batch size while streaming"):
         network(images[:1], steps=1, state=state)

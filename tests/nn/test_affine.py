@@ -224,3 +224,7 @@ def test_input_of_another_shape_is_named() -> None:
 )
 def test_printed_form(neuron: AffineIF, expected: str) -> None:
     assert repr(neuron) == f"AffineIF({expected})"
+
+
+def test_neurons_that_send_spikes() -> None:
+    assert [neuron.fires for neuron in (LIF(), AffineIF(), AffineIF(fires=False))] == [True, True, False]

@@ -5,11 +5,14 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ranvier import dynamics, evaluation, models
 from ranvier.dynamics import ConvertedState
 from ranvier.nn import LIF, ConvertedIF, Neuron
+from ranvier.nn.converted import AboveZero, fixed_copy
 
 STEPS, CHANNELS = 4, 3
 
@@ -192,3 +195,128 @@ def test_analog_is_what_is_sent_on_average() -> None:
     current = torch.rand(1, 5, 3, 4, generator=torch.Generator().manual_seed(0)) * 3 - 1
     sent = neuron(current.expand(200, -1, -1, -1)).mean(0)
     assert (sent - neuron.analog(current)[0]).abs().max() < 1.01 / 200
+
+
+numbers = st.floats(-1e6, 1e6, width=32)
+
+
+@settings(derandomize=True, deadline=None)
+@given(initial=st.floats(2**-10, 2**10, width=32), one=numbers, other=numbers)
+def test_thresholds_stay_above_zero_and_in_order(initial: float, one: float, other: float) -> None:
+    keep = AboveZero(torch.tensor([initial]))
+    low, high = keep(torch.tensor([min(one, other)])), keep(torch.tensor([max(one, other)]))
+    assert 0 < low <= high
+    assert keep(torch.tensor([initial])) == initial
+    for p in (one, other):
+        if p >= initial / 16:
+            assert keep(torch.tensor([p])) == p, "above the floor nothing is changed"
+
+
+def test_thresholds_fall_smoothly() -> None:
+    """The slope of either piece at the floor is 1; everywhere it is that of finite differences, and never 0."""
+    keep = AboveZero(torch.full((5,), 16.0, dtype=torch.float64))  # a floor of 1
+    p = torch.tensor([2.0, 1.0, 1 - 1e-9, 0.0, -30.0], dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(keep(p).sum(), p)
+    assert slope[:2].tolist() == [1, 1]
+    assert slope[2:].tolist() == pytest.approx([1, 1 / 4, 1 / 32**2])
+    assert torch.autograd.gradcheck(keep, (p[[0, 3, 4, 4, 4]],))
+
+
+def taught(neuron: ConvertedIF, rate: float, updates: int = 20) -> ConvertedIF:
+    """Trained to send less, as crudely as plain gradient descent can."""
+    optimizer = torch.optim.SGD(neuron.parameters(), lr=rate)
+    for seed in range(updates):
+        loss = neuron(random_current(seed=seed)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return neuron
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_no_update_takes_a_threshold_below_zero(signed: bool) -> None:
+    """And what is kept is what was trained, bit for bit."""
+    neuron = calibrated(signed=signed)
+    neuron.make_trainable(STEPS)
+    taught(neuron, rate=2.0)
+    p = neuron.parametrizations["threshold"].original
+    assert p.min() < 0, "else nothing is shown"
+    assert p.grad.isfinite().all()
+    assert (p.grad != 0).all(), "from there it can come back"
+    assert neuron.threshold.min() > 0
+    fixed = neuron.fixed()
+    assert set(fixed.state_dict()) == {"threshold", "bias", "v_init"}
+    assert not list(fixed.parameters())
+    assert torch.equal(fixed(random_current()), neuron(random_current()))
+    assert (fixed(random_current()) != 0).any()
+
+
+def test_training_starts_from_the_calibrated_numbers() -> None:
+    neuron, current = calibrated(), random_current()
+    expected = neuron(current)
+    neuron.make_trainable(STEPS)
+    assert torch.equal(neuron(current), expected)
+    assert {type(getattr(neuron, name)) for name in ("bias", "v_init")} == {nn.Parameter}
+    assert torch.equal(neuron.threshold, calibrated().threshold)
+
+
+def test_steps_to_train_at() -> None:
+    one_row, rows = ConvertedIF(CHANNELS), calibrated()
+    one_row.make_trainable(8)
+    assert one_row.bias.shape == (8, CHANNELS)
+    with pytest.raises(ValueError, match=r"steps is 8, but the neuron has biases for 4 steps.*convert again.*steps=8"):
+        rows.make_trainable(8)
+    rows.make_trainable(2)
+    assert torch.equal(rows.bias, calibrated().bias[:2])
+    before = rows.threshold.detach().clone()
+    rows.make_trainable(1)  # once more
+    assert rows.bias.shape == (1, CHANNELS)
+    assert torch.equal(rows.threshold, before)
+
+
+@pytest.mark.parametrize("threshold", [0.0, -0.1, float("nan")])
+def test_thresholds_that_cannot_be_trained(threshold: float) -> None:
+    neuron = ConvertedIF(2)
+    neuron.threshold[1] = threshold
+    with pytest.raises(ValueError, match="has a threshold of .*, but thresholds must be greater than 0"):
+        neuron.make_trainable(1)
+
+
+def test_copies_of_a_neuron_in_training() -> None:
+    """Neither they nor what is fixed shares anything with it."""
+    network = nn.Sequential(nn.Linear(3, 3), calibrated())
+    network[1].make_trainable(STEPS)
+    duplicate, fixed = copy.deepcopy(network), fixed_copy(network)
+    current = torch.randn(STEPS, 2, 3)
+    expected = network(current)
+    taught(duplicate[1], rate=2.0, updates=2)
+    assert torch.equal(network(current), expected)
+    taught(network[1], rate=2.0, updates=2)
+    assert torch.equal(fixed(current), expected)
+    assert not torch.equal(network(current), expected)
+    assert [type(module) for module in fixed] == [nn.Linear, ConvertedIF]
+
+
+def test_a_checkpoint_of_training_restores_it() -> None:
+    """Also of thresholds below the floor: the numbers that the optimizer changes are those that are kept."""
+    neuron, other = calibrated(), calibrated()
+    for one in (neuron, other):
+        one.make_trainable(STEPS)
+    taught(neuron, rate=2.0)
+    other.load_state_dict(neuron.state_dict())
+    assert all(torch.equal(one, two) for one, two in zip(neuron.parameters(), other.parameters(), strict=True))
+    assert torch.equal(other.threshold, neuron.threshold)
+
+
+def test_training_compiles_whole() -> None:
+    neuron, current = calibrated(), random_current()
+    neuron.make_trainable(STEPS)
+    compiled = torch.compile(neuron, fullgraph=True, backend="aot_eager")
+    gradients = []
+    for run in (neuron, compiled):
+        neuron.zero_grad()
+        run(current).square().sum().backward()
+        gradients.append([p.grad.clone() for p in neuron.parameters()])
+    for one, two in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, two)
+    torch._dynamo.reset()

@@ -1,10 +1,12 @@
 import json
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from ranvier.conversion import ConvertedSNN, Settings, load
 from ranvier.data import load_digits
@@ -86,6 +88,32 @@ def test_scored_on_the_test_set_also_after_a_recipe_that_held_images_out(tmp_pat
     result = convert(str(tmp_path / "a"), tmp_path / "b", steps=2, images=100, settings=FAST, quiet=True)
     assert result.accuracy.total == len(splits.test)
     assert len(splits.test) != 200
+
+
+def test_images_that_the_ann_held_out_are_not_calibrated_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it saw a part of the training set only, which must not be drawn anew from all of it."""
+    from ranvier import conversion
+
+    seen: set[bytes] = set()
+    original = conversion.convert
+
+    def watched(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], **settings: Any) -> ConvertedSNN:
+        batches = [images for images, _ in batches]
+        seen.update(image.numpy().tobytes() for images in batches for image in images)
+        return original(model, batches, **settings)
+
+    monkeypatch.setattr(conversion, "convert", watched)
+    for train_images in (None, 200):
+        seen.clear()
+        recipe = digits_ann(**QUICK, hold_out=200, train_images=train_images)
+        run(recipe, tmp_path / f"a{train_images}", quiet=True)
+        out = tmp_path / f"b{train_images}"
+        convert(str(tmp_path / f"a{train_images}"), out, steps=2, images=5000, bias="none", quiet=True)
+        trained = load_trained(out)
+        held_out = {image.numpy().tobytes() for images, _ in trained.choosing()[0] for image in images}
+        assert len(held_out) == 200
+        assert len(seen) > 150
+        assert not seen & held_out
 
 
 def test_what_was_converted_is_no_ann(folder: Path, tmp_path: Path) -> None:

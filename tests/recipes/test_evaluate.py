@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 
 from ranvier.evaluation import Costs
@@ -78,13 +79,24 @@ def test_early_exit_is_chosen_on_held_out_images_where_there_are_some(tmp_path: 
     assert exits.choosing.all_steps.accuracy == Result.load(tmp_path / "h" / "results.json").accuracy_by_step
 
 
-def test_a_conversion_may_have_seen_what_its_ann_has_not(tmp_path: Path) -> None:
+def test_a_conversion_leaves_alone_what_its_ann_has_not_seen(tmp_path: Path) -> None:
     run(digits_ann(**QUICK, hold_out=100), tmp_path / "ann", quiet=True)
     convert(str(tmp_path / "ann"), tmp_path / "snn", steps=2, bias="none", images=50, quiet=True)
     exits = evaluate(tmp_path / "snn", early_exit=True).early_exit
     assert exits is not None
-    assert exits.chosen_on.startswith("100 training images that were held out from the ANN's training (the conversion")
+    assert exits.chosen_on == "100 training images that were held out"
+    assert exits.choosing.total == 100
     assert exits.differing <= 1  # rounding
+
+
+def test_early_exit_is_drawn(folder: Path, ann_folder: Path, tmp_path: Path) -> None:
+    for path in (folder, ann_folder):  # one of several steps, and one of a single step
+        evaluate(path, early_exit=True, max_loss=0.02).plot(tmp_path / "exits.png", title="digits")
+        with Image.open(tmp_path / "exits.png") as picture:
+            assert min(picture.size) > 300
+        (tmp_path / "exits.png").unlink()
+    with pytest.raises(ValueError, match="nothing to draw.*early_exit=True"):
+        evaluate(folder).plot(tmp_path / "exits.png")
 
 
 def test_a_loss_without_early_exit_is_refused(folder: Path) -> None:

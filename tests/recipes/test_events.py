@@ -149,8 +149,6 @@ def test_proxy_learning_on_recordings(tmp_path: Path) -> None:
     assert result.accuracy_by_step[-1] > 0.3  # chance is 0.1
 
 
-def test_settings_without_effect_are_told() -> None:
-    with pytest.warns(UserWarning, match="recordings=dvs-gesture has no effect with simulated recordings"):
-        simulated_digits_dvs(recordings="dvs-gesture")
+def test_settings_that_cannot_be_are_refused() -> None:
     with pytest.raises(ValueError, match="bins"):
         nmnist(bins="space")

@@ -8,6 +8,7 @@ import re
 import shutil
 import threading
 import types
+import warnings
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -25,7 +26,18 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ranvier.conversion import Settings
-from ranvier.recipes import convert, digits, digits_ann, from_pretrained, load_trained, push_to_hub, run
+from ranvier.recipes import (
+    FinetuneRecipe,
+    convert,
+    digits,
+    digits_ann,
+    evaluate,
+    from_pretrained,
+    load_trained,
+    push_to_hub,
+    run,
+    simulated_digits_dvs,
+)
 from ranvier.recipes.hub import BEGIN, END, _is_local, _merged
 from ranvier.weights import load_tensors, save_tensors
 
@@ -373,6 +385,133 @@ def test_a_converted_network_of_an_earlier_version(hub: Hub, converted: Path, tm
     assert config["reset"] == "soft"
     assert config["versions"] == card["report"]["versions"]
     assert "seed not recorded" in hub.get("README.md").decode()
+
+
+FINE = {"epochs": 1, "device": "cpu", "precision": "float32", "implementation": "reference"}
+
+
+@pytest.mark.parametrize("method", ["etc", "proxy"])
+def test_a_converted_network_that_was_trained_further(hub: Hub, converted: Path, tmp_path: Path, method: str) -> None:
+    start = tmp_path / "secret-project" / "snn"
+    shutil.copytree(converted, start)
+    run(FinetuneRecipe(start=str(start), steps=2, seed=3).override(**FINE, method=method), tmp_path / "a", quiet=True)
+    assert b"secret-project" in (tmp_path / "a" / "model.safetensors").read_bytes()
+    push(tmp_path / "a")
+    (commit,) = hub.commits
+    assert not [name for name in PUBLISHED if b"secret-project" in commit[name]]
+    results = json.loads((tmp_path / "a" / "results.json").read_text())
+    final = f"{100 * results['accuracy_by_step'][-1]:.2f} %"
+    assert commit["summary"] == f"mlp-qcfs8-converted-{method}-T2 on digits, {final} at T = 2"
+    config = json.loads(commit["config.json"])
+    assert config.keys() >= PLAIN
+    expected = {
+        "kind": "converted", "method": method, "steps": 2, "neuron": "if", "reset": "soft", "seed": 3,
+        "evaluated_on": "test set", "data": "digits", "commit": results["commit"], "versions": results["versions"],
+        "accuracy_by_step": results["accuracy_by_step"],
+    }  # fmt: skip
+    assert {key: config[key] for key in expected} == expected
+    (name,) = config["v_threshold"]
+    threshold = load_trained(tmp_path / "a").model.neurons[name].threshold
+    assert config["v_threshold"][name] == [threshold.min().item(), threshold.max().item()]
+    text = commit["README.md"].decode()
+    ann = json.loads((converted / "results.json").read_text())["ann_accuracy"]
+    origin = f"an ANN (`mlp-qcfs8`) that has {100 * ann:.2f} % on 600 test images"
+    assert f"converted from {origin}, then trained further with `{method}`. Integrate-and-fire" in text
+    assert "Measured on: test set; one run, seed 3." in text
+    assert "last epoch, not" in text
+    assert "\n- spiking-neural-network\n" in text
+    again = from_pretrained(REPO)
+    assert again.recipe.start == ""
+    assert torch.equal(logits(again), logits(load_trained(tmp_path / "a")))
+    assert [hits / 600 for hits in evaluate(tmp_path / "a").accuracy.hits] == results["accuracy_by_step"]
+
+
+def test_one_that_was_trained_further_by_an_earlier_version(hub: Hub, converted: Path, tmp_path: Path) -> None:
+    """Its card does not say what it was made from."""
+    run(FinetuneRecipe(start=str(converted), steps=2).override(**FINE), tmp_path / "a", quiet=True)
+    tensors, card = load_tensors(tmp_path / "a" / "model.safetensors")
+    for key in ("ann", "ann_accuracy", "ann_images", "held_out"):
+        del card[key]
+    save_tensors(tmp_path / "model.safetensors", tensors, card)
+    push(tmp_path / "model.safetensors")
+    assert "converted from an ANN, then trained further with `etc`." in hub.get("README.md").decode()
+    assert hub.commits[0]["summary"].startswith("ann-converted-etc-T2 on digits, ")
+
+
+@pytest.mark.parametrize(
+    ("settings", "neurons", "words"),
+    [
+        (
+            {"neuron": "lifb", "v_threshold": 0.75},
+            {
+                "neuron": "if", "reset": "soft", "v_threshold": 1.0, "v_init": 0.5, "worth": "threshold",
+                "readout": "membrane",
+            },
+            "`if` neurons, soft reset, threshold 1, initial potential 0.5 times the threshold and spikes worth their "
+            "threshold; it answers with the current after the last layer. Trained by proxy learning (`improved`, "
+            "target `cross_entropy`).",
+        ),
+        (
+            {"variant": "published", "proxy_threshold": 0.25},
+            {"neuron": "if", "reset": "hard", "v_threshold": 0.25, "v_init": 0.0, "worth": "one", "readout": "spikes"},
+            "`if` neurons, hard reset, threshold 0.25, initial potential 0 times the threshold and spikes worth 1; it "
+            "answers with the spikes of neurons after the last layer. Trained by proxy learning (`published`, target "
+            "`counts`).",
+        ),
+    ],
+    ids=["improved", "published"],
+)  # fmt: skip
+def test_a_network_of_proxy_learning_has_the_neurons_of_that(
+    hub: Hub, tmp_path: Path, settings: dict[str, Any], neurons: dict[str, Any], words: str
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # neurons are set that are not used
+        run(digits(**QUICK, **settings, method="proxy", steps=2), tmp_path, quiet=True)
+    push(tmp_path)
+    config = json.loads(hub.get("config.json"))
+    assert {name: config[name] for name in neurons} == neurons
+    assert config["method"] == "proxy"
+    text = hub.get("README.md").decode()
+    assert words in text
+    assert "lif" not in text.lower().replace("license", "")
+    assert "directly" not in text
+
+
+def test_a_network_that_saw_simulated_recordings(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANVIER_CACHE", str(tmp_path / "cache"))
+    run(simulated_digits_dvs(**QUICK, steps=3), tmp_path / "a", quiet=True)
+    push(tmp_path / "a")
+    config = json.loads(hub.get("config.json"))
+    expected = {"simulated": True, "data_set": "simulated-digits-dvs", "neuron": "lif", "reset": "hard", "steps": 3}
+    assert {key: config[key] for key in expected} == expected
+    assert config.keys() >= PLAIN
+    text = hub.get("README.md").decode()
+    assert "for the classification of *simulated* recordings of an event camera in T = 3 steps: `mlp` with" in text
+    assert "`frames` are `[T, B, 2, 16, 16]`, T = 3 frames of each recording" in text
+    for word in ("bytes", "trained.form.normalization", "image classification", "images"):
+        assert word not in text.replace("pipeline_tag: image-classification", "")
+    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    frames, _ = next(iter(load_trained(tmp_path / "a").batches()))
+    names: dict[str, Any] = {"frames": frames}
+    exec(code, names)
+    assert names["logits"].shape == (3, 500, 10)
+
+
+def test_a_network_that_saw_recordings(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a real camera: only the card is looked at, so that of the simulated one is changed."""
+    monkeypatch.setenv("RANVIER_CACHE", str(tmp_path / "cache"))
+    run(simulated_digits_dvs(**QUICK, steps=2), tmp_path / "a", quiet=True)
+    tensors, card = load_tensors(tmp_path / "a" / "model.safetensors")
+    for recipe in (card["recipe"], card["result"]["recipe"]):
+        del recipe["saccades"]
+        recipe |= {"name": "nmnist", "data": str(tmp_path / "secret-project")}
+    save_tensors(tmp_path / "model.safetensors", tensors, card)
+    push(tmp_path / "model.safetensors")
+    assert not [name for name in PUBLISHED if b"secret-project" in hub.get(name)]
+    assert json.loads(hub.get("config.json"))["simulated"] is False
+    text = hub.get("README.md").decode()
+    assert "for the classification of recordings of an event camera in T = 2 steps" in text
+    assert "simulated" not in text
 
 
 def test_an_ann(hub: Hub, ann: Path) -> None:

@@ -1,5 +1,3 @@
-import re
-
 import pytest
 import torch
 
@@ -23,20 +21,6 @@ def test_settings_reach_the_neurons() -> None:
     assert neuron.strength.tolist() == [1.5] * 4
     assert (neuron.params.tau, neuron.params.v_threshold, neuron.params.reset) == (3.0, 0.25, "soft")
     assert neuron.implementation == "reference"
-
-
-@pytest.mark.parametrize(
-    "idle",
-    [
-        {"neuron": "if", "tau": 3.0},
-        {"neuron": "lif", "burst_init": 1.0},
-        {"hidden": (3,)},
-        {"model": "mlp", "gain": 0.5},
-    ],
-)
-def test_settings_without_effect_warn(idle: dict) -> None:
-    with pytest.warns(UserWarning, match="has no effect"):
-        NetworkSettings(**idle)
 
 
 def test_threshold_sets_the_gain_of_resnet19() -> None:
@@ -84,19 +68,6 @@ def test_ann_settings_reach_the_activations() -> None:
     activations = [module for module in ann.modules() if isinstance(module, QCFS)]
     assert [(module.levels, module.ceiling.item()) for module in activations] == [(3, 2.5)] * 3
     assert [tuple(p.shape) for p in ann.parameters() if p.ndim == 2] == [(7, 64), (6, 7), (5, 6), (4, 5)]
-
-
-@pytest.mark.parametrize(
-    ("idle", "message"),
-    [
-        ({"activation": "relu", "levels": 4}, "levels=4 has no effect with model resnet20 and activation relu"),
-        ({"activation": "relu", "ceiling_init": 8.0}, "ceiling_init=8.0 has no effect"),
-        ({"hidden": (3,)}, "hidden=(3,) has no effect"),
-    ],
-)
-def test_ann_settings_without_effect_warn(idle: dict, message: str) -> None:
-    with pytest.warns(UserWarning, match=re.escape(message)):
-        AnnSettings(**idle)
 
 
 def test_models_that_are_no_ann_are_refused() -> None:

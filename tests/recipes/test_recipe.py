@@ -184,21 +184,6 @@ def test_each_setting_of_a_variant_can_be_changed() -> None:
     assert hard.proxy.form.reset == "hard"
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"method": "direct", "logit_scale": 2.0}, "proxy learning have no effect with method direct"),
-        ({"method": "proxy", "v_threshold": 1.0}, "v_threshold=1.0 has no effect with method proxy"),
-        ({"method": "proxy", "label_smoothing": 0.1}, "label_smoothing=0.1 has no effect with method proxy"),
-        ({"method": "proxy", "statistics": "folded"}, "statistics=folded has no effect with method proxy"),
-        ({"method": "proxy", "target": "rates", "logit_scale": 2.0}, "logit_scale=2.0 has no effect with target rates"),
-    ],
-)
-def test_settings_of_another_method_warn(settings: dict, message: str) -> None:
-    with pytest.warns(UserWarning, match=message):
-        digits(**settings)
-
-
 def test_recipes_from_before_proxy_learning_still_load_and_resume() -> None:
     content = digits().to_json()
     del content["proxy"]

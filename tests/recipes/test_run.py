@@ -3,12 +3,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from ranvier.export import NIRReceipt
 from ranvier.nn import QCFS, ProxyActivation
-from ranvier.recipes import AnnRecipe, Result, digits, digits_ann, evaluate, export, load_data, load_trained, run
+from ranvier.recipes import AnnRecipe, Result, digits, digits_ann, evaluate, export, load_trained, run
 from ranvier.training import CHECKPOINT
 
 QUICK = {"model": "mlp", "epochs": 2, "hidden": (16,), "device": "cpu"}
@@ -39,17 +38,6 @@ def test_result_is_the_last_epoch(folder: Path) -> None:
     assert result.epochs == last["epoch"] == 2
 
 
-def test_images_to_choose_on_are_never_test_images(folder: Path) -> None:
-    trained = load_trained(folder)
-    chosen = {image.numpy().tobytes() for images, _ in trained.choosing()[0] for image in images}
-    tested = {image.numpy().tobytes() for images, _ in trained.batches() for image in images}
-    splits = load_data(trained.recipe)
-    normalization = trained.form.normalization
-    seen = {normalization(image.unsqueeze(0))[0].numpy().tobytes() for image in splits.train.images}
-    assert chosen <= seen
-    assert not chosen & tested
-
-
 def test_hold_out_leaves_the_test_set_alone(tmp_path: Path) -> None:
     result = run(digits(**QUICK, hold_out=100), tmp_path / "h", quiet=True)
     assert result.evaluated_on == "100 held-out training images"
@@ -77,33 +65,6 @@ def test_out_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="could not write"):
         run(digits(**QUICK), tmp_path / "file", quiet=True)
-
-
-def test_folder_without_a_run(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="--out of a run"):
-        load_trained(tmp_path)
-
-
-def test_card_without_recipe(tmp_path: Path) -> None:
-    from ranvier.weights import save
-
-    save(torch.nn.Linear(1, 1), tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match="no recipe on its card"):
-        load_trained(tmp_path)
-
-
-def test_data_of_another_kind_are_refused(folder: Path, tmp_path: Path) -> None:
-    random = np.random.default_rng(0)
-    for split in ("train", "test"):
-        for name in ("cat", "dog"):
-            place = tmp_path / "set" / split / name
-            place.mkdir(parents=True)
-            for index in range(3):
-                Image.fromarray(random.integers(0, 255, (8, 8), dtype=np.uint8)).save(place / f"{index}.png")
-    with pytest.raises(ValueError, match="10 classes"):
-        evaluate(folder, source=str(tmp_path / "set"))
-    wide = digits(**QUICK | {"data": str(tmp_path / "set"), "batch_size": 2, "method": "direct"})
-    assert len(run(wide, tmp_path / "out", quiet=True).accuracy_by_step) == 4
 
 
 def test_oblong_images_name_the_remedy(tmp_path: Path) -> None:

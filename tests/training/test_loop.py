@@ -68,6 +68,17 @@ def test_training_learns_and_keeps_its_records(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == [CHECKPOINT, "metrics.jsonl"]
 
 
+def test_an_epoch_says_what_it_was_scored_on(capsys: pytest.CaptureFixture[str]) -> None:
+    train_batches, test_batches = batches()
+    for scored_on in ("test", "held-out"):
+        fit(
+            network(), DirectLoss("etc"), train_batches, test_batches, epochs=1, steps=2, optimization=Optimization(),
+            execution=QUICK, scored_on=scored_on,
+        )  # fmt: skip
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"  {scored_on} % T=1 " in line
+
+
 def test_same_seed_same_weights() -> None:
     assert same(train(None)[0], train(None)[0])
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from ranvier.nn import PLIF
+from ranvier.nn import PLIF, QCFS, ConvertedIF
 from ranvier.training import Optimization
 
 
@@ -40,6 +40,16 @@ def test_decay_spares_vectors_and_scalars() -> None:
     assert decayed["weight_decay"] == 0.1
     assert sorted(tuple(p.shape) for p in spared["params"]) == [(), (4,), (4,), (4,)]
     assert spared["weight_decay"] == 0
+
+
+def test_decay_spares_neurons_whatever_shape_their_parameters_have() -> None:
+    """Of a converted network in training: biases for each step, and potentials for each neuron."""
+    neuron = ConvertedIF(4, steps=3, shape=(4, 2, 2))
+    neuron.make_trainable(3)
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), neuron, QCFS())
+    decayed, spared = Optimization(weight_decay=0.1).build(model).param_groups
+    assert [tuple(p.shape) for p in decayed["params"]] == [(4, 3, 1, 1)]
+    assert sorted(tuple(p.shape) for p in spared["params"]) == [(), (3, 4), (4,), (4,), (4, 2, 2)]
 
 
 def test_sgd_step_by_hand() -> None:

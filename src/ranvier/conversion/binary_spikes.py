@@ -26,7 +26,7 @@ def binary_spikes(traced: TracedNetwork, *, free_running: bool = False) -> Trace
             neurons[name] = _pair(neuron, coupled=not free_running)
         elif isinstance(neuron, ConvertedIF) and not neuron.binary:
             emissions[name] = (neuron.threshold,)
-            neurons[name] = _binary(neuron)
+            neurons[name] = neuron.fixed(binary=True)
     return traced._replace(graph=weigh_spikes(traced.graph, emissions), neurons=neurons)
 
 
@@ -41,17 +41,3 @@ def _pair(neuron: LIFB, coupled: bool) -> Neuron:
         surrogate=own.surrogate,
         implementation=neuron.implementation,
     )
-
-
-def _binary(neuron: ConvertedIF) -> Neuron:
-    per_neuron = neuron.v_init.ndim > 1
-    twin = ConvertedIF(
-        max(len(neuron.threshold), len(neuron.v_init)),  # one threshold may be that of all channels
-        steps=len(neuron.bias),
-        shape=neuron.v_init.shape if per_neuron else None,
-        signed=neuron.signed,
-        binary=True,
-        implementation=neuron.implementation,
-    )
-    twin.load_state_dict(neuron.state_dict(), assign=True)
-    return twin

@@ -66,7 +66,7 @@ def convert(
     >>> snn(torch.rand(5, 4), steps=8).shape
     torch.Size([8, 5, 3])
     """
-    check_count("steps", steps)
+    steps = check_count("steps", steps)
     check_choice("threshold", threshold, (*THRESHOLDS, "auto"))
     check_choice("bias", bias, (*BIASES, "auto"))
     settings = settings or Settings()

@@ -8,11 +8,14 @@ from rich.table import Table
 from torch import Tensor, fx, nn
 
 from ranvier.conversion.binary_spikes import binary_spikes
+from ranvier.conversion.connections import connections
 from ranvier.conversion.draft import sizes
 from ranvier.conversion.spiking import GraphSNN, spiking
-from ranvier.conversion.trace_network import TracedNetwork, trace_network
+from ranvier.conversion.trace_network import TracedNetwork, trace_network, usual_steps, widened
 from ranvier.conversion.vocabulary import LAYERS, is_site
-from ranvier.nn import LIFB, LIFPair
+from ranvier.models import SpikingNetwork
+from ranvier.nn import LIFB, LIFPair, Neuron
+from ranvier.nn.time import steps_of
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,7 @@ class Size:
 
     neurons: int
     synapses: int
-    """Connections: for each output of a layer with weights its inputs, padding included."""
+    """Connections: for each output of a layer with weights its inputs; padding is none, as in `count_operations`."""
     weights: int
     """Weights that are stored; a convolution uses each at many places."""
 
@@ -30,7 +33,7 @@ class Size:
 class Decoupling:
     """What decoupling did to the size of a network, and, if images were given, to its events.
 
-    `print` shows a table.
+    `rich.print` shows a table.
     """
 
     before: Size
@@ -43,6 +46,15 @@ class Decoupling:
     """Spikes of an image afterwards: one more for every burst."""
     steps: int | None = None
     """Steps of those images."""
+
+    def __str__(self) -> str:
+        sizes = [
+            f"{name} {getattr(self.before, name):,} -> {getattr(self.after, name):,}"
+            for name in ("neurons", "synapses", "weights")
+        ]
+        if self.events_before is not None and self.events_after is not None:
+            sizes.append(f"spikes per image {self.events_before:,.0f} -> {self.events_after:,.0f} (T={self.steps})")
+        return f"{len(self.layers)} burst layers decoupled: {', '.join(sizes)}"
 
     def __rich__(self) -> Table:
         """Table for the terminal."""
@@ -65,33 +77,43 @@ class DecoupledSNN(GraphSNN):
         report: Its size before and after.
     """
 
-    def __init__(self, network: fx.GraphModule, frame_dims: tuple[int, ...], report: Decoupling) -> None:
-        super().__init__(network, frame_dims)
+    def __init__(
+        self,
+        network: fx.GraphModule,
+        frame_dims: tuple[int, ...],
+        report: Decoupling,
+        image_size: int | tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__(network, frame_dims, image_size)
         self.report = report
 
 
 @torch.inference_mode(False)
 @torch.no_grad()
 def decouple(
-    model: nn.Module, images: Tensor | None = None, *, steps: int = 4, free_running: bool = False
+    model: nn.Module, images: Tensor | None = None, *, steps: int | None = None, free_running: bool = False
 ) -> DecoupledSNN:
     """Replace every burst neuron by a pair of LIF neurons on one current; the next weights take the burst strengths.
 
         s = f + (strength - 1) b,    W s = W f + (W diag(strength - 1)) b
 
     with f the spikes of a LIF neuron, and b those of one of twice the threshold that the first one's spikes reset, too.
-    Spikes are the same bit for bit, and outputs but for the order of additions. The other neurons stay as they are,
-    and normalisation is folded into the layers.
+    Spikes are the same bit for bit, and outputs but for the order of additions. A converted neuron sends 1 where it
+    sent its threshold, which the next weights take; the other neurons stay as they are. Normalisation is folded into
+    the layers.
 
     In float32 another order may carry a current across a threshold that it is within rounding of, after which the
     spikes of that image differ (found: one such current in 10^8 of a ResNet-20). In float64, as in
     `decouple(model.double())`, practically none does.
 
     Args:
-        model: A `Network` of `ranvier.models`. Not modified; evaluation mode is used, whatever its mode.
-        images: A batch `[B, ...]` to count spikes on; also decides the size of images for which neurons are counted,
-            which is 32 x 32 where None is given and the network takes any.
-        steps: T to count spikes over.
+        model: A `Network` of `ranvier.models`, or a graph: what `convert`, `decouple` or `from_nir` made, of which
+            `images` are needed. Not modified; evaluation mode is used, whatever its mode. One in half precision gives
+            a network in float32.
+        images: A batch `[B, ...]`, or a sequence `[T, B, ...]`, to count spikes on; also decides the size of images for
+            which neurons are counted, which is 32 x 32 where None is given and the network takes any.
+        steps: T to count spikes over; None for the length of a sequence, or that which the network was converted for,
+            else 4.
         free_running: Let the second neuron reset at its own spikes alone, as two unconnected neurons would. This is
             *not* the same network for two steps or more: it is there for comparison.
 
@@ -101,7 +123,7 @@ def decouple(
     Raises:
         ConversionError: The network has no neurons, self-attention, or max-pooling of bursts where their strength is
             below 1, where they differ, or where they were scaled or added to others.
-        TypeError: `model` is not a `Network`.
+        TypeError: `model` is no network of `ranvier`, or `images` is no floating tensor.
         ValueError: `images` are not such as the model takes, or it takes no images that can be made up.
 
     Source: Shen et al. 2025 (LIFB), section on decoupling. Differs from it in: the second neuron is reset by the
@@ -116,20 +138,27 @@ def decouple(
     >>> pair.report.before.neurons, pair.report.after.neurons
     (32, 64)
     """
-    traced = trace_network(model, images)
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    x = frame = None
+    if images is not None and isinstance(model, SpikingNetwork):
+        constant = isinstance(images, Tensor) and images.ndim in model.frame_dims
+        steps = usual_steps(model) if steps is None and constant else steps
+        x, steps = steps_of(images, model.frame_dims, steps)
+        x, frame = widened(x), x[0]
+    traced = trace_network(model, frame)
     bursts = tuple(name for name, neuron in traced.neurons.items() if isinstance(neuron, LIFB))
     after = binary_spikes(traced, free_running=free_running)
     counts: dict[str, Any] = {}
-    if images is not None:
+    if x is not None:
         # Of coupled pairs the first neurons fire as burst neurons do, of which those of strength 0 show no burst.
         pairs = binary_spikes(traced)
         counts = {
-            "events_before": _events(pairs.to_snn(), images, steps, bursts=False),
-            "events_after": _events(after.to_snn(), images, steps),
+            "events_before": _events(pairs.to_snn(), x, steps, bursts=False),
+            "events_after": _events(after.to_snn(), x, steps),
             "steps": steps,
         }
     report = Decoupling(size_of(traced), size_of(after), bursts, **counts)
-    return DecoupledSNN(spiking(after.graph, after.neurons), traced.frame_dims, report)
+    return DecoupledSNN(spiking(after.graph, after.neurons), traced.frame_dims, report, traced.image_size)
 
 
 def size_of(traced: TracedNetwork) -> Size:
@@ -142,26 +171,27 @@ def size_of(traced: TracedNetwork) -> Size:
             layer = traced.graph.get_submodule(str(node.target))
             if isinstance(layer, LAYERS):
                 weights += layer.weight.numel()
-                synapses += torch.Size(sizes(node)).numel() * layer.weight[0].numel()
+                synapses += connections(layer, sizes(node.all_input_nodes[0]))
     return Size(neurons, synapses, weights)
 
 
-def _events(snn: GraphSNN, images: Tensor, steps: int, *, bursts: bool = True) -> float:
-    """Spikes of an image over all steps and neurons; `bursts`: also those of the second neurons of pairs."""
+def _events(snn: GraphSNN, x: Tensor, steps: int | None, *, bursts: bool = True) -> float:
+    """Spikes of an image of `[1, B, ...]` or `[T, B, ...]` over all; `bursts`: also those of pairs' second neurons."""
     counts: list[Tensor] = []
 
     def count(neuron: nn.Module, inputs: Any, output: Any) -> None:
         if isinstance(neuron, LIFPair) and not bursts:
             output = output.chunk(2, 2)[0]
-        counts.append((output != 0).sum())
+        assert isinstance(neuron, Neuron)
+        counts.append((output != 0).sum() * neuron.fires)
 
     handles = [neuron.register_forward_hook(count) for neuron in snn.sites.values()]
     try:
-        snn(images, steps)
+        snn(x if len(x) == steps else x[0], steps)
     finally:
         for handle in handles:
             handle.remove()
-    return int(torch.stack(counts).sum()) / len(images)
+    return int(torch.stack(counts).sum()) / x.shape[1]
 
 
 def _compared(before: int, after: int) -> tuple[str, str, str]:

@@ -1,6 +1,8 @@
 """The normalised graph while it is written, call by call."""
 
+import keyword
 from collections.abc import Callable, Collection
+from functools import cache
 from typing import Any
 
 import torch
@@ -21,6 +23,7 @@ class Draft:
 
     Parts are named for where they come from: a layer of torch or ranvier by its path, `layer1.0.relu`, a function by
     the path of the module that calls it and its kind, `layer1.0` + `relu`; later uses are numbered, `layer1.0.relu_1`.
+    Names that a graph cannot have get `node_` before them: see `usable_name`.
     """
 
     def __init__(self) -> None:
@@ -54,9 +57,24 @@ class Draft:
         """A path that no other part has, and with no part above or below it."""
         place = self.call.place
         path = place.path if place.is_layer else f"{place.path}.{kind}".lstrip(".")
+        path = ".".join(map(usable_name, path.split(".")))
         if any(path.startswith(f"{other}.") for other in self.parts):
             path = path.replace(".", "_")
         return free_path(path, self.parts)
+
+
+def usable_name(name: str) -> str:
+    """`name`, or `node_name` where a part of a graph cannot be called so: a word of Python, or what every graph has.
+
+    >>> [usable_name(name) for name in ("class", "graph", "conv1", "0")]
+    ['node_class', 'node_graph', 'conv1', '0']
+    """
+    return f"node_{name}" if keyword.iskeyword(name) or hasattr(_empty_graph(), name) else name
+
+
+@cache
+def _empty_graph() -> fx.GraphModule:
+    return fx.GraphModule(nn.Module(), fx.Graph())
 
 
 def free_path(path: str, taken: Collection[str]) -> str:

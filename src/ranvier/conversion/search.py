@@ -22,6 +22,7 @@ from ranvier.conversion.threshold import Activations, Threshold, observe, thresh
 from ranvier.conversion.trace import trace
 from ranvier.conversion.vocabulary import SITES
 from ranvier.conversion.walk import walk
+from ranvier.models import Network
 from ranvier.nn import QCFS, ConvertedIF
 
 AUTO_BIASES: tuple[Bias, ...] = ("none", "light", "ftbc")
@@ -120,7 +121,7 @@ class Search:
         settings: Settings | None = None,
         bar: Progress | None = None,
     ) -> None:
-        check_count("steps", steps)
+        steps = check_count("steps", steps)
         settings = settings or Settings()
         bar = bar or Progress(wanted=False)
         self.steps = steps
@@ -140,6 +141,8 @@ class Search:
         bar.show("tracing")
         with self.clock("trace"):
             self.ann: fx.GraphModule = trace(ann, self.images.fitting[0][:8])
+        network = getattr(ann, "_orig_mod", ann)  # what torch.compile wraps
+        self.image_size = network.image_size if isinstance(network, Network) else None
         self.sites = [
             str(node.target)
             for node in self.ann.graph.nodes
@@ -178,9 +181,8 @@ class Search:
     def build(self, threshold: Threshold) -> ConvertedSNN:
         """The network with these thresholds and nothing corrected."""
         neurons = {name: ConvertedIF(len(self.observed[name].top), signed=self.signed) for name in self.sites}
-        snn = ConvertedSNN(spiking(self.ann, neurons), self.steps, self.images.fitting[0].ndim).to(
-            self.logits[0].device
-        )
+        graph, frame_dims = spiking(self.ann, neurons), self.images.fitting[0].ndim
+        snn = ConvertedSNN(graph, self.steps, frame_dims, image_size=self.image_size).to(self.logits[0].device)
         for name, neuron in snn.neurons.items():
             found = self.thresholds_of(threshold)[name]
             neuron.threshold.copy_(found)

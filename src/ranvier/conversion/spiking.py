@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, fx, nn
 
+from ranvier.conversion.neuron_card import neuron_from_card, neuron_to_card
 from ranvier.conversion.vocabulary import FUNCTIONS, MODULES, ModuleKind
 from ranvier.models.network import SpikingNetwork
 from ranvier.nn import Carry, ConvertedIF, Neuron, fold_time, repeat, unfold_time
@@ -20,19 +21,6 @@ def hold(x: Tensor, steps: int, batch: int) -> Tensor:
     return unfold_time(x, steps) if len(x) == steps * batch else repeat(x.unsqueeze(0), steps)
 
 
-def _neuron_arguments(site: Activation) -> dict[str, Any]:
-    neuron = site.neuron
-    assert isinstance(neuron, ConvertedIF)
-    per_neuron = neuron.v_init.ndim > 1
-    return {
-        "num_channels": len(neuron.threshold),
-        "steps": len(neuron.bias),
-        "shape": list(neuron.v_init.shape) if per_neuron else None,
-        "signed": neuron.signed,
-        "binary": neuron.binary,
-    }
-
-
 SPIKING_FUNCTIONS: dict[str, Callable[..., Any]] = {
     **FUNCTIONS,
     "hold": hold,
@@ -43,7 +31,9 @@ SPIKING_FUNCTIONS: dict[str, Callable[..., Any]] = {
 
 SPIKING_MODULES = {
     **MODULES,
-    "Activation": ModuleKind(lambda **arguments: Activation(ConvertedIF(**arguments)), _neuron_arguments),
+    "Activation": ModuleKind(
+        lambda **card: Activation(neuron_from_card(**card)), lambda site: neuron_to_card(site.neuron)
+    ),
 }
 """Modules of a spiking graph by class name."""
 
@@ -109,10 +99,13 @@ class GraphSNN(SpikingNetwork):
     Args:
         network: From `spiking`.
         frame_dims: Ranks that one step of input may have; `(4,)` for `[B, C, H, W]`.
+        image_size: Height and width that images must have, or None where it is not known.
     """
 
-    def __init__(self, network: fx.GraphModule, frame_dims: tuple[int, ...]) -> None:
-        super().__init__(frame_dims)
+    def __init__(
+        self, network: fx.GraphModule, frame_dims: tuple[int, ...], image_size: int | tuple[int, int] | None = None
+    ) -> None:
+        super().__init__(frame_dims, image_size)
         self.network = network
         self.eval()
 
@@ -144,8 +137,15 @@ class ConvertedSNN(GraphSNN):
         network: The graph, with `ConvertedIF` neurons in place of activations.
     """
 
-    def __init__(self, network: fx.GraphModule, steps: int, frame_dims: int, report: "Account | None" = None) -> None:
-        super().__init__(network, (frame_dims,))
+    def __init__(
+        self,
+        network: fx.GraphModule,
+        steps: int,
+        frame_dims: int,
+        report: "Account | None" = None,
+        image_size: int | tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__(network, (frame_dims,), image_size)
         self.steps = steps
         self.report = report
 

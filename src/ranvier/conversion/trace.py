@@ -48,7 +48,7 @@ def trace(ann: nn.Module, images: Tensor, *, move_max_pool: bool = True) -> fx.G
     Returns:
         The graph, without gradients, in evaluation mode. Modules are named as in the ANN: `layer1.0.relu` for a layer,
         or for a function by the module that calls it and its kind (`relu`, `conv`, `linear`, `norm`, `constant`), and
-        `layer1.0.relu_1` for its second use.
+        `layer1.0.relu_1` for its second use. What a graph cannot call so has `node_` before its name, as `node_class`.
 
     Raises:
         ConversionError: The ANN cannot take the images, has no activation, spikes already, or computes something that

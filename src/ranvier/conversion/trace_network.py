@@ -14,10 +14,17 @@ from ranvier.conversion.trace import trace
 from ranvier.conversion.vocabulary import is_site
 from ranvier.conversion.without_time import without_time
 from ranvier.models import Network
-from ranvier.nn import Neuron
+from ranvier.models.network import SpikingNetwork
+from ranvier.nn import ConvertedIF, Neuron
+from ranvier.nn.converted import fixed_copy
 
 IMAGE_SIZE = 32
 """Height and width of the example for networks that take images of any size."""
+
+STEPS = 4
+"""T where neither a network nor its images tell."""
+
+HALF = (torch.float16, torch.bfloat16)
 
 
 class TracedNetwork(NamedTuple):
@@ -27,17 +34,20 @@ class TracedNetwork(NamedTuple):
     neurons: dict[str, Neuron]
     """Copies of the neurons, by the name of their `Rectifier`, in the order in which they run."""
     frame_dims: tuple[int, ...]
+    image_size: int | tuple[int, int] | None = None
+    """Height and width that images must have, or None where it takes any."""
 
     def to_snn(self) -> GraphSNN:
         """The graph over time."""
-        return GraphSNN(spiking(self.graph, self.neurons), self.frame_dims)
+        return GraphSNN(spiking(self.graph, self.neurons), self.frame_dims, self.image_size)
 
 
 def trace_network(network: nn.Module, images: Tensor | None = None) -> TracedNetwork:
     """Write down a spiking network in the vocabulary of `ranvier.conversion.vocabulary`, as one step of it.
 
     Batch normalisation is folded into the layers before it. That rounds differently, so that a current within rounding
-    of a threshold may fall on its other side: in float64 (`network.double()`) practically none does.
+    of a threshold may fall on its other side: in float64 (`network.double()`) practically none does. A network in half
+    precision is traced in float32, in which normalisation can be folded.
 
     Args:
         network: A `Network` of `ranvier.models`, or what `convert` or `decouple` made. Not modified; evaluation mode
@@ -51,19 +61,23 @@ def trace_network(network: nn.Module, images: Tensor | None = None) -> TracedNet
         ValueError: `images` are not such as the network takes, or are needed and missing.
     """
     network = getattr(network, "_orig_mod", network)  # what torch.compile wraps
+    if not isinstance(network, Network | GraphSNN):
+        raise TypeError(
+            f"network is a {type(network).__name__}, but must be a Network of ranvier.models. Build it from encoder, "
+            "body and readout, as ranvier.models.mlp does."
+        )
+    network = fixed_copy(network).eval()
+    if any(tensor.dtype in HALF for tensor in network.state_dict().values()):
+        network = network.float()
+    images = None if images is None else widened(images)
     if isinstance(network, GraphSNN):
         if images is None:
             raise ValueError(
                 "the network is a graph, which does not know the size of its images. Pass a batch of them."
             )
-        return TracedNetwork(*one_step(network, images), network.frame_dims)
-    if not isinstance(network, Network):
-        raise TypeError(
-            f"network is a {type(network).__name__}, but must be a Network of ranvier.models. Build it from encoder, "
-            "body and readout, as ranvier.models.mlp does."
-        )
+        _check_fit(network, images, made_up=False)
+        return TracedNetwork(*one_step(network, images), network.frame_dims, network.image_size)
     neurons: dict[str, Neuron] = {}
-    network = copy.deepcopy(network).eval()
     step = without_time(network, neurons)
     if not neurons:
         raise ConversionError(
@@ -85,11 +99,22 @@ def trace_network(network: nn.Module, images: Tensor | None = None) -> TracedNet
                     f"{node.meta['place']}: no neuron, but an activation of an ANN. Put a neuron there."
                 )
             found[str(node.target)] = copy.deepcopy(neurons[path]).eval().requires_grad_(False)
-    return TracedNetwork(graph, found, network.frame_dims)
+    return TracedNetwork(graph, found, network.frame_dims, network.image_size)
+
+
+def widened(images: Tensor) -> Tensor:
+    """Images in at least float32, as a network in half precision is traced."""
+    return images.float() if isinstance(images, Tensor) and images.dtype in HALF else images
+
+
+def usual_steps(network: nn.Module) -> int:
+    """T that a network was converted for, as far as it tells, else 4."""
+    rows = [len(each.bias) for each in network.modules() if isinstance(each, ConvertedIF) and len(each.bias) > 1]
+    return int(getattr(network, "steps", min(rows, default=STEPS)))
 
 
 @torch.no_grad()
-def _check_fit(network: Network, images: Tensor, made_up: bool) -> None:
+def _check_fit(network: SpikingNetwork, images: Tensor, made_up: bool) -> None:
     """Raise if the network does not take these images."""
     try:
         network(images, 1)

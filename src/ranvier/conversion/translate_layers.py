@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ranvier.conversion.draft import Draft, Handler, called
+from ranvier.conversion.draft import Draft, Handler, called, sizes, with_sizes
 from ranvier.conversion.fold_batchnorm import scale_and_shift
 from ranvier.conversion.vocabulary import FUNCTIONS, ChannelAffine, Rectifier
 from ranvier.nn import QCFS
@@ -79,7 +79,9 @@ def _padded_same(draft: Draft, input: fx.Node, layer: nn.Conv1d | nn.Conv2d) -> 
         layer.padding = tuple(total // 2 for total in totals)
         return input
     sides = [side for total in reversed(totals) for side in (total // 2, total - total // 2)]
-    return draft.function("pad", input, sides, "constant")
+    channels, *rest = sizes(input)
+    wider = tuple(size + total for size, total in zip(rest, totals, strict=True))
+    return with_sizes(draft.function("pad", input, sides, "constant"), (channels, *wider))
 
 
 def _linear(draft: Draft, input: fx.Node, weight: Tensor, bias: Tensor | None = None) -> fx.Node:

@@ -40,7 +40,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Value:
+class Weighted:
     """A sum of parts. `nested`: spikes worth 1, then bursts that are among them; nothing was scaled, or added."""
 
     parts: tuple[Part, ...]
@@ -76,7 +76,7 @@ class _Rewriting:
         self.emissions = emissions
         self.graph = fx.Graph()
         self.parts: dict[str, nn.Module | Tensor] = {}
-        self.values: dict[fx.Node, Value] = {}
+        self.values: dict[fx.Node, Weighted] = {}
         self.sums: dict[fx.Node, fx.Node] = {}
         self.one = next(source.parameters(), torch.ones(())).new_ones(())
         # Names of the old graph stay free for the same things in the new one.
@@ -95,12 +95,12 @@ class _Rewriting:
         module.recompile()
         return module
 
-    def _rewritten(self, node: fx.Node) -> Value | None:
+    def _rewritten(self, node: fx.Node) -> Weighted | None:
         if node.op == "placeholder":
-            return Value((Part(self._placed(self.graph.placeholder(str(node.target)))),))
+            return Weighted((Part(self._placed(self.graph.placeholder(str(node.target)))),))
         if node.op == "get_attr":
             self.parts[str(node.target)] = self._constant(node).clone()
-            return Value((Part(self._placed(self.graph.create_node("get_attr", str(node.target)))),))
+            return Weighted((Part(self._placed(self.graph.create_node("get_attr", str(node.target)))),))
         if node.op == "output":
             self.graph.output(self._sum(node.all_input_nodes[0]))
             return None
@@ -117,7 +117,7 @@ class _Rewriting:
 
     # What neurons send
 
-    def _spikes(self, node: fx.Node) -> Value:
+    def _spikes(self, node: fx.Node) -> Weighted:
         name = str(node.target)
         self.parts[name] = copy.deepcopy(self.source.get_submodule(name))
         sent = self._placed(self.graph.call_module(name, (self._sum(node.all_input_nodes[0]),)))
@@ -125,18 +125,18 @@ class _Rewriting:
         shape = (-1,) + (1,) * (len(sizes(node)) - 1)
         worths = [None if worth is None else worth.detach().view(shape) for worth in emission]
         if len(worths) == 1:
-            return Value((Part(sent, worths[0]),))
+            return Weighted((Part(sent, worths[0]),))
         channels = sizes(node)[0]
         sent.meta["sizes"] = (len(worths) * channels, *sizes(node)[1:])
         slices = [
             self._placed(self.graph.call_function(slice_axis, (sent, 1, k * channels, (k + 1) * channels, 1)))
             for k in range(len(worths))
         ]
-        return Value(tuple(map(Part, slices, worths)), nested=True)
+        return Weighted(tuple(map(Part, slices, worths)), nested=True)
 
     # What layers do with them
 
-    def _layer(self, node: fx.Node, layer: nn.Module) -> Value:
+    def _layer(self, node: fx.Node, layer: nn.Module) -> Weighted:
         assert isinstance(layer, LAYERS)
         summands: list[fx.Node] = []
         axis = len(sizes(node.all_input_nodes[0])) - 1 if isinstance(layer, nn.Linear) else 0
@@ -149,30 +149,30 @@ class _Rewriting:
             path = str(node.target) if not summands else free_path(str(node.target), self.taken | set(self.parts))
             self.parts[path] = own
             summands.append(self._placed(self.graph.call_module(path, (part.node,))))
-        return Value((Part(self._added(summands)),))
+        return Weighted((Part(self._added(summands)),))
 
-    def _affine(self, node: fx.Node, affine: nn.Module) -> Value:
+    def _affine(self, node: fx.Node, affine: nn.Module) -> Weighted:
         assert isinstance(affine, ChannelAffine)
         source = node.all_input_nodes[0]
         scale = affine.scale.view(-1, *(1,) * (len(sizes(node)) - 1))
         if not affine.shift.any():
-            return Value(tuple(Part(part.node, _times(part.worth, scale)) for part in self.values[source].parts))
+            return Weighted(tuple(Part(part.node, _times(part.worth, scale)) for part in self.values[source].parts))
         self.parts[str(node.target)] = copy.deepcopy(affine)
-        return Value((Part(self._placed(self.graph.call_module(str(node.target), (self._sum(source),)))),))
+        return Weighted((Part(self._placed(self.graph.call_module(str(node.target), (self._sum(source),)))),))
 
     # What functions do with them
 
-    def _plain(self, node: fx.Node) -> Value:
+    def _plain(self, node: fx.Node) -> Weighted:
         """The node on values that are summed up first."""
         arguments = {source: self._sum(source) for source in node.all_input_nodes}
-        return Value((Part(self._placed(self.graph.node_copy(node, arguments.__getitem__))),))
+        return Weighted((Part(self._placed(self.graph.node_copy(node, arguments.__getitem__))),))
 
-    def _each(self, node: fx.Node, value: Value, worths: Sequence[Tensor | None], nested: bool = False) -> Value:
+    def _each(self, node: fx.Node, value: Weighted, worths: Sequence[Tensor | None], nested: bool = False) -> Weighted:
         """The node on each part, whose worth becomes one of `worths`."""
         copies = [self._placed(self.graph.node_copy(node, _always(part.node))) for part in value.parts]
-        return Value(tuple(map(Part, copies, worths)), nested)
+        return Weighted(tuple(map(Part, copies, worths)), nested)
 
-    def _moved(self, node: fx.Node) -> Value:
+    def _moved(self, node: fx.Node) -> Weighted:
         """Values that only move: what they are worth moves with them."""
         value = self.values[node.all_input_nodes[0]]
         sample = sizes(node.all_input_nodes[0])
@@ -191,14 +191,14 @@ class _Rewriting:
 
         return self._each(node, value, [moved(part.worth) for part in value.parts], value.nested)
 
-    def _pooled(self, node: fx.Node) -> Value | None:
+    def _pooled(self, node: fx.Node) -> Weighted | None:
         """Averages over positions, at all of which a channel's values are worth the same."""
         value = self.values[node.all_input_nodes[0]]
         if any(part.worth is not None and part.worth.numel() != part.worth.shape[0] for part in value.parts):
             return None
         return self._each(node, value, [part.worth for part in value.parts])
 
-    def _reduced(self, node: fx.Node) -> Value | None:
+    def _reduced(self, node: fx.Node) -> Weighted | None:
         """Sums and means over axes along which a value's worth does not change."""
         value = self.values[node.all_input_nodes[0]]
         source, axes, keepdim = node.args
@@ -215,7 +215,7 @@ class _Rewriting:
             worths.append(worth)
         return self._each(node, value, worths)
 
-    def _joined(self, node: fx.Node) -> Value:
+    def _joined(self, node: fx.Node) -> Weighted:
         """Concatenation: first parts side by side, then second parts, with zeros for values that have none."""
         joined, axis = node.args
         assert isinstance(joined, list | tuple)
@@ -224,7 +224,7 @@ class _Rewriting:
         values = [self.values[source] for source in sources]
         ranks = zip_longest(*(value.parts for value in values))
         nested = all(value.nested or (len(value.parts) == 1 and value.parts[0].worth is None) for value in values)
-        return Value(tuple(self._beside(sources, parts, axis) for parts in ranks), nested)
+        return Weighted(tuple(self._beside(sources, parts, axis) for parts in ranks), nested)
 
     def _beside(self, sources: Sequence[fx.Node], parts: Sequence[Part | None], axis: int) -> Part:
         """Parts of `sources` side by side; zeros, worth 0, in the place of None."""
@@ -253,7 +253,7 @@ class _Rewriting:
             return self.one * 0
         return self.one if part.worth is None else part.worth
 
-    def _plus(self, node: fx.Node) -> Value | None:
+    def _plus(self, node: fx.Node) -> Weighted | None:
         if len(node.all_input_nodes) < 2 and any(not isinstance(argument, fx.Node) for argument in node.args):
             return None  # a number
         sources = [argument for argument in node.args if isinstance(argument, fx.Node)]
@@ -264,18 +264,18 @@ class _Rewriting:
         parts = [part for source in sources for part in self.values[source].parts]
         plain = [part.node for part in parts if part.worth is None]
         weighted = [part for part in parts if part.worth is not None]
-        return Value((*((Part(self._added(plain)),) if plain else ()), *weighted))
+        return Weighted((*((Part(self._added(plain)),) if plain else ()), *weighted))
 
-    def _scaled(self, node: fx.Node) -> Value | None:
+    def _scaled(self, node: fx.Node) -> Weighted | None:
         source, factor = node.args
         assert isinstance(source, fx.Node)
         if sizes(node) != sizes(source):
             return None  # the constant repeats values
         constant = self._constant(factor) if isinstance(factor, fx.Node) else self.one * float(factor)  # type: ignore[arg-type]
         worth = constant[(None,) * (1 + len(sizes(node)) - constant.ndim)][0]  # with the axes that broadcasting adds
-        return Value(tuple(Part(part.node, _times(part.worth, worth)) for part in self.values[source].parts))
+        return Weighted(tuple(Part(part.node, _times(part.worth, worth)) for part in self.values[source].parts))
 
-    def _maximum(self, node: fx.Node) -> Value | None:
+    def _maximum(self, node: fx.Node) -> Weighted | None:
         """Max-pooling of spikes; of bursts part by part, where a burst is worth no less than a spike."""
         value = self.values[node.all_input_nodes[0]]
         worths = [part.worth for part in value.parts]
@@ -335,7 +335,7 @@ class _Rewriting:
         return node
 
 
-_HANDLERS: dict[Any, Callable[[_Rewriting, fx.Node], Value | None]] = {
+_HANDLERS: dict[Any, Callable[[_Rewriting, fx.Node], Weighted | None]] = {
     FUNCTIONS["add"]: _Rewriting._plus,
     FUNCTIONS["mul"]: _Rewriting._scaled,
     FUNCTIONS["cat"]: _Rewriting._joined,

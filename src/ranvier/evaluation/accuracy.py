@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ranvier.atomic import write_json
 from ranvier.checks import check_logits
-from ranvier.evaluation.mode import evaluating
+from ranvier.evaluation.mode import device_of, evaluating
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,7 @@ def accuracy_by_step(
     Raises:
         ValueError: The loader is empty, images are not finite, or the model does not return `[T, B, K]`.
     """
-    parameter = next(model.parameters(), None)
-    device = parameter.device if parameter is not None else torch.device("cpu")
+    device = device_of(model)
     hits: list[Tensor] = []
     ties: list[Tensor] = []
     silent: list[Tensor] = []

@@ -1,16 +1,17 @@
 """How much a network spikes."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.table import Table
 from torch import Tensor, nn
 
 from ranvier.atomic import write_json
-from ranvier.dynamics import NeuronState
-from ranvier.evaluation.mode import evaluating
+from ranvier.evaluation.mode import device_of, evaluating
 from ranvier.nn import LIFB, Neuron
 
 SHOWN_STEPS = 4
@@ -93,40 +94,33 @@ def firing_rates(
     Raises:
         ValueError: The loader is empty, or the model has no spiking neurons of `ranvier.nn`.
     """
-    device = _device(model)
-    watch = _Watch(model)
+    device = device_of(model)
+    tally = _Tally()
     samples = 0
-    try:
-        with evaluating(model), torch.inference_mode():
-            for number, (images, labels) in enumerate(loader):
-                if number == batches:
-                    break
-                model(images.to(device), steps)
-                samples += len(labels)
-    finally:
-        watch.close()
+    with watching(model, tally.count), evaluating(model), torch.inference_mode():
+        for number, (images, labels) in enumerate(loader):
+            if number == batches:
+                break
+            model(images.to(device), steps)
+            samples += len(labels)
     if samples == 0:
         raise ValueError("the loader gave no samples, so there is nothing to count. Check the data set or its split.")
-    return Activity(watch.layers(samples), samples)
+    return Activity(tally.layers(samples), samples)
 
 
-class _Watch:
-    """Counts what neurons emit, through forward hooks; sums stay on the device."""
+class _Tally:
+    """Counts what neurons emit; sums stay on the device."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self) -> None:
         self.spikes: dict[str, Tensor] = {}
         self.bursts: dict[str, Tensor] = {}
         self.values: dict[str, int] = {}
-        self.handles = [
-            module.register_forward_hook(lambda neuron, _, output, name=name: self.count(name, neuron, _spikes(output)))
-            for name, module in _spiking(model)
-        ]
 
-    def count(self, name: str, neuron: nn.Module, spikes: Tensor) -> None:
+    def count(self, name: str, neuron: Neuron, inputs: tuple[Any, ...], spikes: Tensor) -> None:
         features = tuple(range(1, spikes.ndim))
         # A neuron has no state, so a network may use one module in several places: each adds its values.
         self.values[name] = self.values.get(name, 0) + spikes[0].numel()
-        fired = (spikes != 0).sum(features)
+        fired = (spikes != 0).sum(features) * neuron.fires
         graded = ((spikes != 0) & (spikes != 1)).sum(features) if isinstance(neuron, LIFB) else torch.zeros_like(fired)
         self.spikes[name] = self.spikes.get(name, 0) + fired
         self.bursts[name] = self.bursts.get(name, 0) + graded
@@ -142,10 +136,6 @@ class _Watch:
             for name, values in self.values.items()
         )
 
-    def close(self) -> None:
-        for handle in self.handles:
-            handle.remove()
-
 
 def record_spikes(model: nn.Module, images: Tensor, steps: int | None = None) -> dict[str, Tensor]:
     """Everything that the spiking layers emit for one batch, for looking at it.
@@ -156,35 +146,44 @@ def record_spikes(model: nn.Module, images: Tensor, steps: int | None = None) ->
         steps: T; None for sequences.
 
     Returns:
-        Spikes `[T, B, ...]` of each layer, on the CPU, in the order in which the layers run.
+        Spikes `[T, B, ...]` of each layer, on the CPU, in the order in which the layers run; potentials of neurons that
+        do not fire.
     """
     found: dict[str, Tensor] = {}
+
+    def note(name: str, neuron: Neuron, inputs: tuple[Any, ...], spikes: Tensor) -> None:
+        found[name] = spikes.cpu()
+
+    with watching(model, note), evaluating(model), torch.inference_mode():
+        model(images.to(device_of(model)), steps)
+    return found
+
+
+Note = Callable[[str, Neuron, tuple[Any, ...], Tensor], None]
+"""`note(name, neuron, inputs, spikes [T, B, ...])`."""
+
+
+@contextmanager
+def watching(model: nn.Module, note: Note) -> Iterator[None]:
+    """Call `note` in a block whenever a neuron of the model has run.
+
+    Raises:
+        ValueError: The model has no neurons of `ranvier.nn`.
+    """
+    neurons = [(name, module) for name, module in model.named_modules() if isinstance(module, Neuron)]
+    if not neurons:
+        raise ValueError("the model has no neurons of ranvier.nn, so there are no spikes to count.")
     handles = [
-        module.register_forward_hook(lambda _, __, output, name=name: found.__setitem__(name, _spikes(output).cpu()))
-        for name, module in _spiking(model)
+        neuron.register_forward_hook(
+            # With its state, where the network streams.
+            lambda neuron, inputs, sent, name=name: note(
+                name, neuron, inputs, sent[0] if isinstance(sent, tuple) else sent
+            )
+        )
+        for name, neuron in neurons
     ]
     try:
-        with evaluating(model), torch.inference_mode():
-            model(images.to(_device(model)), steps)
+        yield
     finally:
         for handle in handles:
             handle.remove()
-    return found
-
-
-def _spiking(model: nn.Module) -> list[tuple[str, Neuron]]:
-    """Neurons of `ranvier.nn` by name; raises if there are none."""
-    found = [(name, module) for name, module in model.named_modules() if isinstance(module, Neuron)]
-    if not found:
-        raise ValueError("the model has no neurons of ranvier.nn, so there are no spikes to count.")
-    return found
-
-
-def _device(model: nn.Module) -> torch.device:
-    parameter = next(model.parameters(), None)
-    return torch.device("cpu") if parameter is None else parameter.device
-
-
-def _spikes(output: Tensor | tuple[Tensor, NeuronState]) -> Tensor:
-    """Spikes among what a neuron returned: alone, or with its state where the network streams."""
-    return output[0] if isinstance(output, tuple) else output

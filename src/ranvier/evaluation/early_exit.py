@@ -17,15 +17,14 @@ from torch import Tensor, nn
 from ranvier.atomic import write_json
 from ranvier.checks import check_choice, check_count, check_logits
 from ranvier.evaluation.accuracy import AccuracyByStep
-from ranvier.evaluation.mode import evaluating
+from ranvier.evaluation.mode import device_of, evaluating
 from ranvier.evaluation.streaming import (
     Frames,
     Measure,
-    check_classes,
     check_finite,
+    check_streamed_logits,
     check_temperature,
     confidence,
-    device_of,
     frames_of,
     mean_of,
     run_until_confident,
@@ -299,7 +298,7 @@ def early_exit(
     >>> early_exit(mlp([4, 8, 3]), new, other, steps=4, max_loss=1.0).choosing.stopped
     (8, 0, 0, 0)
     """
-    check_count("steps", steps)
+    steps = check_count("steps", steps)
     check_choice("measure", measure, get_args(Measure))
     if not 0 <= max_loss <= 1:
         raise ValueError(f"max_loss is {max_loss}, but must be a share from 0 to 1: half a point is max_loss=0.005.")
@@ -453,7 +452,7 @@ def _logits(model: nn.Module, frames: Frames, labels: Tensor, what: str) -> Tens
     images = frames.images[0] if len(frames.images) == 1 else frames.images
     logits = model(images, frames.steps)
     check_logits(logits, labels.to(logits.device))
-    check_classes(logits, frames.steps, frames.images.shape[1])
+    check_streamed_logits(logits, frames.steps, frames.images.shape[1])
     check_finite(frames.images, logits, what)
     return logits
 

@@ -16,10 +16,11 @@ from torch import Tensor, fx, nn
 from ranvier.atomic import write_json
 from ranvier.checks import shape_of
 from ranvier.conversion.binary_spikes import binary_spikes
+from ranvier.conversion.connections import connections, reach
 from ranvier.conversion.decouple import DecoupledSNN
 from ranvier.conversion.draft import sizes
 from ranvier.conversion.spiking import GraphSNN, hold
-from ranvier.conversion.trace_network import trace_network
+from ranvier.conversion.trace_network import trace_network, widened
 from ranvier.conversion.vocabulary import (
     FUNCTIONS,
     LAYERS,
@@ -30,8 +31,9 @@ from ranvier.conversion.vocabulary import (
     reshape_samples,
     sum_axes,
 )
+from ranvier.evaluation.mode import device_of
 from ranvier.models.network import SpikingNetwork
-from ranvier.nn import IF, LIF, LIFB, PLIF, ConvertedIF, LIFPair, fold_time, unfold_time
+from ranvier.nn import IF, LIF, LIFB, PLIF, ConvertedIF, LIFPair, Neuron, fold_time, unfold_time
 from ranvier.nn.structure import Activation
 from ranvier.nn.time import steps_of
 
@@ -174,7 +176,8 @@ def count_operations(
 
     The ANN has the same layers and runs once, on one frame. Padding is no connection, so that a 3x3 convolution of
     32x32 pixels has 4 % fewer than by the usual formula. A normalisation that no layer can absorb counts as a layer
-    with one connection for each value. Additions of biases are not counted.
+    with one connection for each value. Additions of biases are not counted. A network in half precision is counted in
+    float32, as `trace_network` writes it down.
 
     Args:
         model: A `Network` of `ranvier.models`, or what `convert` or `decouple` made. Not modified; evaluation mode is
@@ -202,10 +205,10 @@ def count_operations(
             f"model is a {type(model).__name__}, but must be a Network of ranvier.models, or what convert or decouple "
             "of ranvier.conversion made."
         )
-    device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    device = device_of(model)
     counter: _Counter | None = None
     for images, _ in islice(loader, batches):
-        x, num_steps = steps_of(images.to(device), model.frame_dims, steps)
+        x, num_steps = steps_of(widened(images).to(device), model.frame_dims, steps)
         if x.shape[1] == 0:
             continue
         if not bool(x.isfinite().all()):
@@ -299,6 +302,7 @@ class _Counter(fx.Interpreter):
             name = str(n.target)
             module = self.snn.network.get_submodule(name)
             if isinstance(module, Activation):
+                assert isinstance(module.neuron, Neuron)
                 result, events = self._fired(name, module.neuron, result)
             else:
                 (source,) = n.all_input_nodes
@@ -314,7 +318,7 @@ class _Counter(fx.Interpreter):
         """Events of each channel, or of all together. Single precision counts exactly up to 2^24."""
         return events if self.by_channel else events.sum(axis, keepdim=True, dtype=torch.float32)
 
-    def _fired(self, name: str, neuron: nn.Module, sent: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _fired(self, name: str, neuron: Neuron, sent: Tensor) -> tuple[Tensor, Tensor | None]:
         """What neurons transmit, and the events therein; counts them."""
         pairs = isinstance(neuron, LIFB | LIFPair)
         neurons = sent[0, 0].numel() // (1 + isinstance(neuron, LIFPair))
@@ -330,7 +334,7 @@ class _Counter(fx.Interpreter):
         else:
             found = _events(neuron, sent)
             events = None if found is None else self._kept(found)
-            spikes = _total((sent != 0).to(sent.dtype) if events is None else events)
+            spikes = _total((sent != 0).to(sent.dtype) * neuron.fires if events is None else events)
             bursts = torch.zeros_like(spikes)
         tally.spikes.append(spikes)
         tally.bursts.append(bursts)
@@ -352,10 +356,10 @@ class _Counter(fx.Interpreter):
         if isinstance(layer, ChannelAffine) and not layer.shift.any():
             return events
         if name not in self.layers:
-            reach = _reach(layer, x)
-            connections = float(reach.sum()) * x[0].numel() / len(reach)
+            reached = reach(layer, x.shape[1:]).to(x.device)
             once = len(x) != self.steps * self.batch
-            self.layers[name] = _LayerTally(reach, connections, once, reach.new_zeros(self.steps))
+            count = float(connections(layer, x.shape[1:]))
+            self.layers[name] = _LayerTally(reached, count, once, reached.new_zeros(self.steps))
         tally = self.layers[name]
         tally.analog = tally.analog or events is None
         if events is None or tally.analog:
@@ -417,8 +421,10 @@ def _total(events: Tensor) -> Tensor:
     return events.sum(tuple(range(2, events.ndim)), dtype=torch.float32).double().sum(1)
 
 
-def _events(neuron: nn.Module, sent: Tensor) -> Tensor | None:
+def _events(neuron: Neuron, sent: Tensor) -> Tensor | None:
     """Spikes among what neurons other than burst neurons transmit; None if that is something else."""
+    if not neuron.fires:
+        return None
     if isinstance(neuron, IF | LIF | PLIF):
         return sent
     if isinstance(neuron, ConvertedIF):
@@ -508,29 +514,6 @@ _SUMMING: dict[Any, Callable[..., Tensor]] = {
     FUNCTIONS["mean_axes"]: sum_axes,
 }
 """Averages as the sums of events that they are."""
-
-
-def _reach(layer: nn.Module, x: Tensor) -> Tensor:
-    """How many outputs a layer's inputs reach: `[H W]` for each place of a channel, or `[1]` where all reach as many.
-
-        reach[i] = out_channels / groups  prod over axes  number of (o, k) with stride o + dilation k - padding = i
-
-    with outputs o and taps k along an axis.
-    """
-    if isinstance(layer, ChannelAffine):
-        return x.new_ones(1, dtype=torch.float64)
-    assert isinstance(layer, LAYERS)
-    if isinstance(layer, nn.Linear):
-        return x.new_full((1,), layer.out_features, dtype=torch.float64)
-    reach = x.new_full((1,), layer.out_channels // layer.groups, dtype=torch.float64)
-    for axis, size in enumerate(x.shape[2:]):
-        settings = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
-        kernel, stride, padding, dilation = (int(setting[axis]) for setting in settings)
-        outputs = (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
-        places = stride * torch.arange(outputs).unsqueeze(1) + dilation * torch.arange(kernel) - padding
-        inside = places[(places >= 0) & (places < size)]
-        reach = torch.outer(reach, torch.bincount(inside, minlength=size).to(reach)).flatten()
-    return reach
 
 
 def _origins(graph: fx.GraphModule) -> dict[str, str]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ranvier.checks import check_choice, check_count, check_positive, shape_of
-from ranvier.evaluation.mode import evaluating
+from ranvier.evaluation.mode import device_of, evaluating
 from ranvier.nn.time import steps_of
 
 Measure = Literal["probability", "margin", "entropy"]
@@ -125,7 +125,7 @@ class Frames(NamedTuple):
 def frames_of(model: nn.Module, images: Tensor, steps: int | None, device: torch.device) -> Frames:
     """Tell a constant input from a sequence, cut to the steps that are run."""
     if steps is not None:
-        check_count("steps", steps)
+        steps = check_count("steps", steps)
     dims: tuple[int, ...] = getattr(model, "frame_dims", (images.ndim - (steps is None),))
     if steps is not None and images.ndim - 1 in dims and images.ndim not in dims:
         if len(images) < steps:
@@ -160,7 +160,7 @@ def _one_step(model: nn.Module, frame: Tensor, state: Any) -> tuple[Tensor, Any]
     if not (isinstance(output, tuple) and len(output) == 2 and isinstance(output[0], Tensor)):
         raise _does_not_stream(model, f"returned a {type(output).__name__}")
     logits, state = output
-    check_classes(logits, 1, len(frame))
+    check_streamed_logits(logits, 1, len(frame))
     return logits[0], state
 
 
@@ -210,7 +210,7 @@ def confidence(means: Tensor, measure: Measure, temperature: float) -> Tensor:
     return (1 - torch.special.entr(probability).sum(-1) / math.log(means.shape[-1])).clamp_min(0)
 
 
-def check_classes(logits: Tensor, steps: int, batch: int) -> None:
+def check_streamed_logits(logits: Tensor, steps: int, batch: int) -> None:
     """Raise unless logits are `[T, B, K]` of at least two classes."""
     if logits.ndim != 3 or logits.shape[:2] != (steps, batch) or logits.shape[2] < 2:
         raise ValueError(
@@ -238,9 +238,3 @@ def check_temperature(temperature: float) -> None:
     check_positive("temperature", temperature)
     if temperature == math.inf:
         raise ValueError("temperature is infinity, at which all classes are equally probable. Pass 1, or 'fit'.")
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where the first parameter of a model is."""
-    parameter = next(model.parameters(), None)
-    return torch.device("cpu") if parameter is None else parameter.device

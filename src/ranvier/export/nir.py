@@ -15,20 +15,28 @@ from torch import Tensor, nn
 from ranvier import provenance
 from ranvier.atomic import replacing, tuples, write_json
 from ranvier.checks import check_count, shape_of
-from ranvier.conversion.trace_network import example_images
+from ranvier.conversion.trace_network import example_images, usual_steps
 from ranvier.evaluation import record_spikes
+from ranvier.evaluation.activity import watching
 from ranvier.evaluation.mode import evaluating
 from ranvier.export.nir_read import from_nir
 from ranvier.export.nir_write import Written, content_of, count_neurons, cut, precision_of, translated
 from ranvier.models import Network, SpikingNetwork
-from ranvier.nn import LIFB, AffineIF, ConvertedIF, LIFPair, Neuron
+from ranvier.nn import LIFB, LIFPair, Neuron, ProxyActivation
 
 __all__ = ["NIRReceipt", "from_nir", "to_nir"]
 
 
 @dataclass(frozen=True)
 class NIRReceipt:
-    """What became of a network in a NIR file, checked by reading the file back. `print` or `rich.print` shows it."""
+    """What became of a network in a NIR file, checked by reading the file back. `rich.print` shows a table.
+
+        mismatch of a layer = values that differ between network and file / spikes that the layer of the network sent
+
+    A value is what one neuron sends at one step for one image. Nothing is divided by the silent ones, which are most,
+    so that a mismatch of 1 is as many wrong spikes as there are spikes, and more is possible. Of a layer that sent none
+    it is the number of values that differ.
+    """
 
     path: str
     dt: float
@@ -42,12 +50,14 @@ class NIRReceipt:
     neurons: int
     unsaid: Mapping[str, tuple[str, ...]]
     """What NIR cannot say, and of which neurons; written as metadata, which ranvier reads."""
+    spikes: int
+    """Of the network in the comparison: of all neurons, steps and images."""
     spike_mismatch: Mapping[str, float]
-    """Share of spikes (neurons x steps x images) that differ between network and file, by layer."""
+    """By layer, as above."""
     logit_difference: float
     """Largest difference of logits over the largest logit."""
     same_predictions: float
-    """Share of images with the same answer after all steps."""
+    """Share of images with the same answer after all steps. A tie for the largest logit, in either, is no answer."""
     plain_spike_mismatch: float
     """Largest mismatch of a layer when the metadata are ignored, as other tools do."""
     plain_same_predictions: float
@@ -59,10 +69,24 @@ class NIRReceipt:
         """Of all layers."""
         return max(self.spike_mismatch.values(), default=0.0)
 
+    @property
+    def warning(self) -> str:
+        """What makes the comparison say nothing; empty where there is nothing of the kind."""
+        return "" if self.spikes else "no neuron fired on these images, so that no spike was compared"
+
+    def __str__(self) -> str:
+        compared = (
+            f"{self.spikes:,} spikes on {self.samples} images in {self.steps} steps; read back: largest mismatch "
+            f"{_share(self.largest_mismatch)}, same predictions {_share(self.same_predictions)}; without metadata: "
+            f"{_share(self.plain_spike_mismatch)}, {_share(self.plain_same_predictions)}"
+        )
+        warning = f"; warning: {self.warning}" * bool(self.warning)
+        return f"{self.path}: {self.neurons:,} neurons, dt = {self.dt:g} s; {compared}{warning}"
+
     def __rich__(self) -> Table:
         """Table for the terminal."""
         title = f"{escape(self.path)}: {self.neurons:,} neurons, {self.bytes / 1e6:.1f} MB, dt = {self.dt:g} s"
-        caption = f"compared on {self.samples} images, {self.steps} steps"
+        caption = f"compared on {self.samples} images, {self.steps} steps; mismatches over {self.spikes:,} spikes"
         table = Table(title=title, caption=caption, min_width=72, show_header=False)
         table.add_column("", overflow="fold")
         table.add_column("", overflow="fold")
@@ -74,6 +98,8 @@ class NIRReceipt:
         table.add_row("read back: same predictions", _share(self.same_predictions))
         table.add_row("without metadata: largest spike mismatch", _share(self.plain_spike_mismatch))
         table.add_row("without metadata: same predictions", _share(self.plain_same_predictions))
+        if self.warning:
+            table.add_row("warning", self.warning)
         return table
 
     def save(self, path: str | Path) -> None:
@@ -82,8 +108,17 @@ class NIRReceipt:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read what `save` wrote."""
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: An earlier version wrote it, whose mismatches were of something else.
+        """
         content = tuples(json.loads(Path(path).read_text()))
+        if "spikes" not in content:
+            raise ValueError(
+                f"{path} was written by an earlier version of ranvier, which divided differences by all values and not "
+                "by the spikes. Export the network again."
+            )
         content["unsaid"] = {what: tuple(names) for what, names in content["unsaid"].items()}
         return cls(**content)
 
@@ -128,7 +163,8 @@ def to_nir(
         ImportError: The package nir is missing.
         OSError: The file cannot be written; an older one is untouched.
         TypeError: `model` is no spiking network of ranvier, or `images` is no floating tensor.
-        ValueError: `strict`, and something would be left out; or images that the network does not take.
+        ValueError: `strict`, and something would be left out; or images that the network does not take; or it is in
+            analog mode.
 
     >>> import tempfile
     >>> from ranvier.models import mlp
@@ -145,16 +181,22 @@ def to_nir(
         is_sequence = images.ndim not in model.frame_dims
         frame = images[0] if is_sequence else images
         steps = len(images) if steps is None and is_sequence else steps
-    steps = _steps_of(model) if steps is None else steps
-    check_count("steps", steps)
+    steps = usual_steps(model) if steps is None else steps
+    steps = check_count("steps", steps)
     traced, written, graph = translated(model, frame, dt, strict)
+    if any(isinstance(module, ProxyActivation) and module.analog for module in model.modules()):
+        raise ValueError(
+            "the network is in analog mode, in which it does not spike: there is nothing to compare the file with. "
+            "Write it outside of the block `with ranvier.nn.analog(model)`."
+        )
     if images is None:
         assert isinstance(model, Network)  # of others the trace wants images
         images = example_images(model, 8)
     with evaluating(model):  # before anything is written: a network may not run so many steps
         spikes = dict(zip(traced.neurons, binary_spikes_of(model, images, steps), strict=True))
         logits = model(images, steps)
-    spikes = {name: sent for name, sent in spikes.items() if _fires(traced.neurons[name])}
+    spikes = {name: sent for name, sent in spikes.items() if traced.neurons[name].fires}
+    total = sum(int(sent.count_nonzero()) for sent in spikes.values())
     with replacing(path) as temporary:
         size = temporary.write_bytes(content_of(graph))
         read, plain = (from_nir(temporary, use_metadata=use).to(images.device) for use in (True, False))
@@ -168,6 +210,7 @@ def to_nir(
             nodes=dict(Counter(type(node).__name__ for node in written.nodes.values())),
             neurons=count_neurons(written),
             unsaid={what: tuple(names) for what, names in written.unsaid.items()},
+            spikes=total,
             spike_mismatch=_mismatch(spikes, record_spikes(read, images, steps), written),
             logit_difference=float((found - logits).abs().max() / logits.abs().max().clamp_min(1e-12)),
             same_predictions=_same(found, logits),
@@ -184,25 +227,15 @@ def binary_spikes_of(model: nn.Module, images: Tensor, steps: int) -> list[Tenso
     """Spikes `[T, B, ...]` of all neurons in the order in which they run; of bursts those of both neurons of a pair."""
     found: list[Tensor] = []
 
-    def note(neuron: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def note(name: str, neuron: Neuron, inputs: tuple[Any, ...], sent: Tensor) -> None:
         if isinstance(neuron, LIFB):
             own = neuron.params
-            output = LIFPair(tau=own.tau, v_threshold=own.v_threshold, reset=own.reset)(inputs[0])
-        found.append(output.sign().cpu())
+            sent = LIFPair(tau=own.tau, v_threshold=own.v_threshold, reset=own.reset)(inputs[0])
+        found.append(sent.sign().cpu())
 
-    handles = [module.register_forward_hook(note) for module in model.modules() if isinstance(module, Neuron)]
-    try:
+    with watching(model, note):
         model(images, steps)
-    finally:
-        for handle in handles:
-            handle.remove()
     return found
-
-
-def _steps_of(model: nn.Module) -> int:
-    """T that a network was converted for, else 4."""
-    rows = [len(neuron.bias) for neuron in model.modules() if isinstance(neuron, ConvertedIF) and len(neuron.bias) > 1]
-    return getattr(model, "steps", min(rows, default=4))
 
 
 def _prepared(images: Tensor, model: nn.Module) -> Tensor:
@@ -226,22 +259,25 @@ def _prepared(images: Tensor, model: nn.Module) -> Tensor:
     return images.to(own.device, own.dtype)
 
 
-def _fires(neuron: Neuron) -> bool:
-    return not isinstance(neuron, AffineIF) or neuron.params.fires
-
-
 def _same(logits: Tensor, others: Tensor) -> float:
-    """Share of equal answers."""
-    return float((logits.mean(0).argmax(1) == others.mean(0).argmax(1)).double().mean())
+    """Share of equal answers; a tie is none."""
+    (answers, sure), (same, sure_too) = map(_answers, (logits, others))
+    return float(((answers == same) & sure & sure_too).double().mean())
+
+
+def _answers(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Class of the largest mean logit, and whether no other is as large."""
+    means = logits.mean(0)
+    return means.argmax(1), (means == means.amax(1, keepdim=True)).sum(1) == 1
 
 
 def _mismatch(spikes: Mapping[str, Tensor], others: Mapping[str, Tensor], written: Written) -> dict[str, float]:
-    """Share of differing spikes by layer; pairs of the one network may be two layers of the other."""
+    """Differences over spikes by layer; pairs of the one network may be two layers of the other."""
     found: dict[str, float] = {}
     for name, sent in spikes.items():
         paths = (f"network.{node}.neuron" for node in written.neurons[name])
         other = torch.cat([others[path] for path in paths if path in others], 2)
-        found[name] = float((sent != other).double().mean())
+        found[name] = int((sent != other).sum()) / max(int(sent.count_nonzero()), 1)
     return found
 
 

@@ -158,7 +158,9 @@ class _Reader:
         neurons = {name: neuron for name, neuron in self.neurons.items() if name in dict(module.named_modules())}
         if not neurons:
             raise self.error("has no neurons that reach its output, so it is no spiking network.")
-        return GraphSNN(spiking(module.to(self.dtype), neurons), self._frame_dims(first))
+        shape, dims = self._input_shape(first), self._frame_dims(first)
+        size = (shape[1], shape[2]) if dims == (4,) else None  # [C, H, W], for which pooling was written
+        return GraphSNN(spiking(module.to(self.dtype), neurons), dims, size)
 
     def _frame_dims(self, first: str) -> tuple[int, ...]:
         """Ranks of images; ours may take them flattened or not."""

@@ -8,16 +8,13 @@ A potential is a floating number, and `v >= theta` is `v > theta'` with theta' t
 files have that as threshold, and so say that ties fire; others have theta itself, which is what people expect to read.
 """
 
-import copy
 import hashlib
 import inspect
 import io
-import keyword
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +25,7 @@ from torch import Tensor, fx, nn
 from ranvier import provenance
 from ranvier.conversion import ConversionError
 from ranvier.conversion.binary_spikes import binary_spikes
-from ranvier.conversion.draft import sizes
+from ranvier.conversion.draft import sizes, usable_name
 from ranvier.conversion.trace_network import TracedNetwork, trace_network
 from ranvier.conversion.vocabulary import (
     FUNCTIONS,
@@ -85,9 +82,6 @@ def translated(
     nir = import_nir()
     if not 0 < dt < math.inf:
         raise ValueError(f"dt is {dt}, but a step takes more than 0 seconds, and no infinite time.")
-    if any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in model.parameters()):
-        model = copy.deepcopy(model).float()  # in which normalisation can be folded
-        images = None if images is None else images.float()
     traced = binary_spikes(trace_network(model, images))
     written = _Writer(traced, float(dt), strict).run()
     if strict and written.unsaid:
@@ -132,14 +126,8 @@ def precision_of(traced: TracedNetwork) -> torch.dtype:
 
 def node_name(name: str) -> str:
     """A name as other tools take it: an identifier that is no word of Python and no attribute of a module of torch."""
-    name = re.sub(r"\W", "_", name, flags=re.ASCII)
-    taken = keyword.iskeyword(name) or hasattr(_module(), name)
-    return f"node_{name}" if taken or not name[:1].isalpha() else name
-
-
-@cache
-def _module() -> fx.GraphModule:
-    return fx.GraphModule(nn.Module(), fx.Graph())
+    name = usable_name(re.sub(r"\W", "_", name, flags=re.ASCII))
+    return name if name[:1].isalpha() else f"node_{name}"
 
 
 class _Writer:

@@ -21,7 +21,7 @@ from ranvier.export.program import (
     prepare,
     without_exporter_noise,
 )
-from ranvier.export.receipt import BATCH, Call, ExportError, Port, Receipt
+from ranvier.export.receipt import BATCH, ExportError, Port, Receipt, Runner
 
 LARGEST = 2**31 - 1
 """Bytes of an ONNX file with its weights inside: protobuf's limit."""
@@ -170,7 +170,7 @@ def _forget_source(proto: Any) -> None:
         entry.doc_string = ""
 
 
-def _reader(path: Path, inputs: tuple[Port, ...]) -> tuple[str, Call]:
+def _reader(path: Path, inputs: tuple[Port, ...]) -> tuple[str, Runner]:
     """What runs the file, and the file as a function."""
     if importlib.util.find_spec("onnxruntime") is not None:
         import onnxruntime

@@ -22,15 +22,19 @@ from ranvier.atomic import replacing
 from ranvier.checks import check_count, shape_of
 from ranvier.dynamics import ConvertedState
 from ranvier.dynamics.scan import per_channel
-from ranvier.export.receipt import BATCH, Call, ExportError, Port, Receipt, check_parity
+from ranvier.export.receipt import BATCH, ExportError, Port, Receipt, Runner, check_parity
 from ranvier.models import SpikingNetwork
-from ranvier.nn import ConvertedIF, Neuron
+from ranvier.nn import IF, LIF, LIFB, PLIF, ConvertedIF, LIFPair, Neuron
+from ranvier.nn.converted import fixed_copy
 
 CARD = "ranvier.json"
 """Name of the card inside a `*.pt2` file."""
 
 TRACED_BATCH = 2
 """Batch that an open batch is traced with: of a batch of 1, the tracer would conclude that it is always 1."""
+
+FROM_ZERO = (IF, LIF, LIFB, LIFPair, PLIF)
+"""Neurons that start with a potential of 0, as a state does that comes into a file for the first time."""
 
 TRACES = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node")
 """What the tracer notes at every operation: lines of source with their paths, several times the size of the network."""
@@ -104,7 +108,7 @@ def to_program(
             )
 
 
-def _reader(path: Path) -> Call:
+def _reader(path: Path) -> Runner:
     """The file as a function."""
     with without_exporter_noise():
         loaded = torch.export.load(io.BytesIO(path.read_bytes())).module()
@@ -159,7 +163,7 @@ def prepare(
         TypeError: `model` is no network of ours, or `images` is no tensor of float32.
         ValueError: They do not fit, `steps` is out of range, or there are names for another number of classes.
     """
-    check_count("steps", steps)
+    steps = check_count("steps", steps)
     network = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     if not isinstance(network, SpikingNetwork):
         raise TypeError(
@@ -167,7 +171,7 @@ def prepare(
             "Of a wrapper (DataParallel, say) pass what it wraps, model.module; convert an ANN first: "
             "ranvier.conversion.convert(ann, images, steps=4)."
         )
-    network = copy.deepcopy(network).cpu().eval().requires_grad_(False)
+    network = fixed_copy(network).cpu().eval().requires_grad_(False)
     for module in network.modules():
         if isinstance(module, Neuron):
             module.implementation = "reference"
@@ -270,7 +274,7 @@ def _trace(
     return program
 
 
-def confirmed(prepared: Prepared, capture: Capture, call: Call) -> dict[str, Any]:
+def confirmed(prepared: Prepared, capture: Capture, call: Runner) -> dict[str, Any]:
     """Fields of a receipt that all formats share, after comparing the file with the network.
 
     Raises:
@@ -302,13 +306,20 @@ class AllSteps(nn.Module):
         return logits
 
 
-class SteppedState(NamedTuple):
-    """`ranvier.dynamics.ConvertedState` made of tensors alone."""
+class Stepped(NamedTuple):
+    """State of a neuron that has to know which step it is."""
+
+    own: Any
+    """What the neuron carries, a NamedTuple of tensors."""
+    step: Tensor
+    """Steps so far, int64 `[]`."""
+
+
+class ConvertedTensors(NamedTuple):
+    """What `ranvier.dynamics.ConvertedState` holds in tensors."""
 
     v: Tensor
     emitted: Tensor
-    step: Tensor
-    """Steps so far, int64 `[]`."""
 
 
 class SteppedIF(Neuron):
@@ -321,28 +332,58 @@ class SteppedIF(Neuron):
         super().__init__("reference")
         self.neuron = neuron
 
-    def scan(self, current: Tensor, state: SteppedState | None) -> tuple[Tensor, SteppedState]:  # type: ignore[override]
+    def scan(self, current: Tensor, state: Stepped | None) -> tuple[Tensor, Stepped]:  # type: ignore[override]
         """Run one step of `converted_scan`, on `[1, B, C, ...]`. At step 0 the state's potential does not count."""
         own, first = self.neuron, current[0]
         if state is None:
             v = torch.zeros_like(first)
-            state = SteppedState(v, v if own.signed else v.new_empty(0), torch.zeros((), dtype=torch.int64))
+            state = Stepped(ConvertedTensors(v, v if own.signed else v.new_empty(0)), _no_steps())
         start = own.v_init if own.v_init.ndim > 1 else per_channel(own.v_init, first)
         # A look-up fails past the last row, where a slice would be empty: biases end where calibration did.
         bias = own.bias.index_select(0, state.step.reshape(1)) if len(own.bias) > 1 else own.bias
-        before = ConvertedState(torch.where(state.step == 0, start, state.v), state.emitted, 0)
+        before = ConvertedState(torch.where(state.step == 0, start, state.own.v), state.own.emitted, 0)
         sent, after = dynamics.converted_scan(current, before, own.threshold, bias, own.v_init, own.signed, own.binary)
-        return sent, SteppedState(after.v, after.emitted, state.step + 1)
+        return sent, Stepped(ConvertedTensors(after.v, after.emitted), state.step + 1)
 
     def extra_repr(self) -> str:
         """Nothing: the neuron inside tells."""
         return ""
 
 
+class FromRest(Neuron):
+    """One step of a neuron that may start from anything: at step 0 from where it does when it gets no state.
+
+    That is not known before the neuron runs, so that it runs twice, once without the state.
+    """
+
+    def __init__(self, neuron: Neuron) -> None:
+        super().__init__("reference")
+        self.neuron = neuron
+
+    def scan(self, current: Tensor, state: Stepped | None) -> tuple[Tensor, Stepped]:  # type: ignore[override]
+        """Run one step of the neuron."""
+        sent, after = self.neuron.scan(current, None)
+        if state is None:
+            return sent, Stepped(after, _no_steps() + 1)
+        sent_on, after_on = self.neuron.scan(current, state.own)
+        rests = state.step == 0
+        carried = [torch.where(rests, *pair) for pair in zip(after, after_on, strict=True)]
+        return torch.where(rests, sent, sent_on), Stepped(type(after)(*carried), state.step + 1)
+
+    def extra_repr(self) -> str:
+        """Nothing: the neuron inside tells."""
+        return ""
+
+
+def _no_steps() -> Tensor:
+    return torch.zeros((), dtype=torch.int64)
+
+
 class OneStep(nn.Module):
     """`images [B, ...], *state -> logits [B, K], *state`, with the states of all neurons as plain tensors.
 
-    All neurons are at the same step, so that converted ones share one count, the first tensor.
+    All neurons are at the same step, so that those that have to know it share one count, the first tensor. These are
+    the neurons that may start from something else than zeros: `SteppedIF` and `FromRest`.
 
     Args:
         network: From `prepare`; copied.
@@ -356,14 +397,18 @@ class OneStep(nn.Module):
             for name, child in list(module.named_children()):
                 if isinstance(child, ConvertedIF):
                     setattr(module, name, SteppedIF(child))
+                elif isinstance(child, Neuron) and type(child) not in FROM_ZERO:
+                    setattr(module, name, FromRest(child))
         names = _NamesInOrder(self.network)
         _, states = self.network(example, 1, return_state=True)
         names.remove()
+        self.stepped = tuple(isinstance(state, Stepped) for state in states)
+        states = tuple(state.own if isinstance(state, Stepped) else state for state in states)
         self.kinds = tuple(type(state) for state in states)
         self.examples: list[tuple[str, Tensor]] = []
         """What each tensor holds, and one like it."""
-        if SteppedState in self.kinds:
-            self.examples.append(("steps so far", example.new_zeros((), dtype=torch.int64)))
+        if any(self.stepped):
+            self.examples.append(("steps so far", _no_steps()))
         self.slots = tuple(self._slots(name, state) for name, state in zip(names.found, states, strict=True))
         """For each neuron and each field of its state its place among the tensors, or None where it is empty."""
 
@@ -373,10 +418,7 @@ class OneStep(nn.Module):
                 f"{name} has a {type(state).__name__} as state, but a state that goes in and out of a file must be a "
                 "NamedTuple of tensors, as ranvier.kernels.scan returns it. Without streaming=True it can be exported."
             )
-        return tuple(
-            0 if (type(state), field) == (SteppedState, "step") else self._slot(name, field, value)
-            for field, value in state._asdict().items()
-        )
+        return tuple(self._slot(name, field, value) for field, value in state._asdict().items())
 
     def _slot(self, name: str, field: str, value: Tensor) -> int | None:
         if value.numel() == 0:
@@ -403,9 +445,12 @@ class OneStep(nn.Module):
             kind(*[images.new_empty(0) if slot is None else state[slot] for slot in slots])
             for kind, slots in zip(self.kinds, self.slots, strict=True)
         ]
+        before = [Stepped(own, state[0]) if stepped else own for own, stepped in zip(before, self.stepped, strict=True)]
         logits, after = self.network(images, 1, state=before, return_state=True)
         carried = list(state)
         for values, slots in zip(after, self.slots, strict=True):
+            if isinstance(values, Stepped):
+                carried[0], values = values.step, values.own
             for value, slot in zip(values, slots, strict=True):
                 if slot is not None:
                     carried[slot] = value

@@ -14,7 +14,7 @@ from ranvier import dynamics
 from ranvier.dynamics import Surrogate
 from ranvier.dynamics.converted import ConvertedState, begin, check_num_channels, converted_step
 from ranvier.dynamics.scan import check_scan, per_channel
-from ranvier.kernels.dispatch import Implementation, choose, compile_whole, run_size
+from ranvier.kernels.dispatch import Implementation, choose_scan, compile_whole, run_size
 from ranvier.kernels.scan import sizes_open
 
 
@@ -33,10 +33,10 @@ def converted_scan(
     """`ranvier.dynamics.converted_scan`; see there.
 
     Raises:
-        RuntimeError: `compiled` was asked for and cannot run here.
+        RuntimeError: `compiled` was asked for and cannot run here, or `triton`, which has no kernel for these neurons.
     """
     check_scan(current, None)
-    choice = choose(implementation, current.device, run_size(current))
+    choice = choose_scan(implementation, current.device, run_size(current), _no_kernel)
     if choice.implementation == "reference" or surrogate is not None:
         return dynamics.converted_scan(current, state, threshold, bias, v_init, signed, binary, surrogate)
     v, emitted, rows, state = begin(current, state, bias, v_init, signed)
@@ -47,6 +47,10 @@ def converted_scan(
     for x, b, y in zip(current.unbind(0), rows, sent.unbind(0), strict=True):
         v, emitted = step(*map(sizes_open, (x, v, emitted, threshold, b, y)), signed, binary)
     return sent, ConvertedState(v, emitted, state.step + len(current))
+
+
+def _no_kernel() -> str:
+    return 'converted neurons have no Triton scan. Use implementation="compiled", which writes Triton kernels for them.'
 
 
 @functools.cache

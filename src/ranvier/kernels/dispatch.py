@@ -13,10 +13,11 @@ from torch import Tensor
 from ranvier.checks import check_choice
 from ranvier.provenance import cpp_compiler
 
-Implementation = Literal["auto", "reference", "compiled"]
-"""`reference` is the loop of `ranvier.dynamics`, `compiled` the same through torch.compile; `auto` chooses."""
+Implementation = Literal["auto", "reference", "compiled", "triton"]
+"""`reference` is the loop of `ranvier.dynamics`, `compiled` the same through torch.compile, `triton` one kernel for all
+steps on a GPU; `auto` chooses."""
 
-IMPLEMENTATIONS = ("auto", "reference", "compiled")
+IMPLEMENTATIONS = ("auto", "reference", "compiled", "triton")
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -26,17 +27,22 @@ RECOMPILE_LIMIT = 64
 SMALL = 2**16
 """Values per time step below which compiling (seconds, once) does not pay for what it saves (microseconds a call)."""
 
+ONE_KERNEL = "one kernel forward and one backward run all steps"
+
 
 @dataclass(frozen=True)
 class Choice:
     """The implementation that runs and the reason for it."""
 
-    implementation: Literal["reference", "compiled"]
+    implementation: Literal["reference", "compiled", "triton"]
     reason: str
 
 
 def choose(implementation: Implementation, device: torch.device, values_per_step: int) -> Choice:
-    """Decide what runs for a call of this size on this device.
+    """Decide what runs a whole network, or any function, for a call of this size on this device.
+
+    `auto` does not pick Triton here, on a GPU neither: a network that is compiled whole gets one kernel for each neuron
+    and the normalisation before it, which saves passes over memory that a kernel for the neuron alone must make.
 
     The choice does not depend on T: T calls of one step run the same code as one call of T steps, which keeps the two
     equal bit for bit.
@@ -48,11 +54,13 @@ def choose(implementation: Implementation, device: torch.device, values_per_step
 
     Raises:
         ValueError: Unknown name.
-        RuntimeError: `compiled` was asked for and cannot run; the message says why.
+        RuntimeError: `compiled` or `triton` was asked for and cannot run; the message says why.
     """
     check_choice("implementation", implementation, IMPLEMENTATIONS)
     if implementation == "reference":
         return Choice("reference", "asked for")
+    if implementation == "triton":
+        return _triton(device, lambda: None)
     if torch.compiler.is_compiling():
         return Choice("reference", "traced into the graph of the model that is being compiled, and fused there")
     obstacle = _obstacle(device.type)
@@ -66,14 +74,43 @@ def choose(implementation: Implementation, device: torch.device, values_per_step
     return choice
 
 
+def choose_scan(
+    implementation: Implementation, device: torch.device, values_per_step: int, unfit: Callable[[], str | None]
+) -> Choice:
+    """Decide what runs one neuron over time: as `choose`, or the Triton scan.
+
+    Where a model is being compiled, `auto` traces the reference, as `choose` says; `triton` stays one operator in it.
+
+    Args:
+        implementation: `auto`, or the one that must run.
+        device: Where the input lives.
+        values_per_step: Elements of one time step, `B * C * H * W`.
+        unfit: Says why the Triton scan cannot run this neuron, None if it can; asked where Triton is.
+
+    Raises:
+        ValueError: Unknown name.
+        RuntimeError: `compiled` or `triton` was asked for and cannot run; the message says why.
+    """
+    check_choice("implementation", implementation, IMPLEMENTATIONS)
+    if implementation == "triton":
+        return _triton(device, unfit)
+    if implementation == "auto" and not torch.compiler.is_compiling():
+        pays = device.type == "cuda" and values_per_step >= SMALL
+        if pays and _triton_obstacle(device.type) is None and unfit() is None:
+            return Choice("triton", ONE_KERNEL)
+    return choose(implementation, device, values_per_step)
+
+
 def explain(device: torch.device | str = "cpu", values_per_step: int = 2**20) -> str:
-    """Say which implementation `auto` picks on `device` for inputs of that size, and why.
+    """Say which implementation of the neurons `auto` picks on `device` for inputs of that size, and why.
 
     >>> explain("cpu", values_per_step=10)
     'cpu: reference (10 values a step are fewer than 65536, compiling would not pay)'
     """
     device = torch.device(device)
     choice = _best(values_per_step, _obstacle(device.type))
+    if device.type == "cuda" and choice.implementation == "compiled":  # Triton is there: compiling needs it too
+        choice = Choice("triton", f"{ONE_KERNEL}; compiled: networks as a whole and neurons without such a kernel")
     return f"{device.type}: {choice.implementation} ({choice.reason})"
 
 
@@ -120,6 +157,37 @@ def _obstacle(device_type: str) -> str | None:
     if device_type not in ("cpu", "cuda"):
         return f"compiling has not been tested on {device_type}."
     return None
+
+
+@cache
+def _triton_obstacle(device_type: str) -> str | None:
+    """What keeps the Triton scan from running on this kind of device, with the remedy; None if nothing does."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed. Install it: pip install triton."
+    return None if device_type == "cuda" else _not_interpreted(device_type)
+
+
+def _not_interpreted(device_type: str) -> str | None:
+    from ranvier.kernels.triton_scan import INTERPRETED
+
+    if device_type == "cpu" and INTERPRETED:
+        return None
+    return (
+        'its kernels run on GPUs. Use implementation="auto". To test kernels on a CPU, slowly, set TRITON_INTERPRET=1 '
+        "before Python starts."
+    )
+
+
+def _triton(device: torch.device, unfit: Callable[[], str | None]) -> Choice:
+    """The Triton scan, which was asked for, or the reason why not."""
+    if torch.compiler.is_compiling():  # the tracer can import, but not look for packages
+        obstacle = None if device.type == "cuda" else _not_interpreted(device.type)
+    else:
+        obstacle = _triton_obstacle(device.type)
+    obstacle = obstacle or unfit()
+    if obstacle:
+        raise RuntimeError(f'implementation="triton" cannot run on {device.type}: {obstacle}')
+    return Choice("triton", "asked for")
 
 
 @cache

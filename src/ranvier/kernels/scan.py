@@ -2,8 +2,10 @@
 
 `compiled` is the reference itself, put through torch.compile: the loop over T unrolls and fuses to one pass over
 memory, and the backward pass keeps one tensor of the size of the input and recomputes the rest. T is static; batch and
-feature sizes are dynamic, so a smaller last batch does not compile again. A Triton scan for GPUs will be one more
-implementation here.
+feature sizes are dynamic, so a smaller last batch does not compile again.
+
+`triton` is `ranvier.kernels.triton_scan`, for IF, LIF, PLIF and LIFB on a GPU. Other steps are compiled there, which
+writes Triton kernels for them as well.
 """
 
 import functools
@@ -16,7 +18,7 @@ from torch import Tensor
 from ranvier import dynamics
 from ranvier.dynamics import NeuronState
 from ranvier.dynamics.scan import Step, check_scan
-from ranvier.kernels.dispatch import Implementation, choose, compile_whole, run_size
+from ranvier.kernels.dispatch import Choice, Implementation, choose_scan, compile_whole, run_size
 
 Scan = Callable[..., tuple[Tensor, NeuronState]]
 
@@ -37,21 +39,24 @@ def scan(
         state: Carried from an earlier call, or None for rest.
         params: Frozen dataclass of plain numbers (hashable).
         learned: Tensors that train.
-        implementation: `auto`, `reference` or `compiled`; see `explain`.
+        implementation: `auto`, `reference`, `compiled`, or `triton` for the steps of IF, LIF, PLIF and LIFB; see
+            `explain`.
 
     Raises:
-        RuntimeError: `compiled` was asked for and cannot run here.
+        RuntimeError: `compiled` or `triton` was asked for and cannot run here.
     """
     check_scan(current, state)
-    choice = choose(implementation, current.device, run_size(current))
+    choice = _choose(implementation, step, current, state, params, learned)
     if choice.implementation == "reference":
         return dynamics.scan(step, current, state, params, *learned)
+    if choice.implementation == "triton":
+        return _triton_scan(step, current, state, params, *learned)
     compiled = _compiled(dynamics.scan, step, params, current.shape[0])
     return compiled(step, sizes_open(current, 1), _state_open(state), params, *map(sizes_open, learned))
 
 
-def _with_implementation(reference: Scan) -> Scan:
-    """`reference` with the extra argument `implementation=`."""
+def _with_implementation(reference: Scan, step: Step) -> Scan:
+    """`reference`, which scans `step`, with the extra argument `implementation=`."""
 
     @functools.wraps(reference)
     def run(
@@ -62,13 +67,39 @@ def _with_implementation(reference: Scan) -> Scan:
         implementation: Implementation = "auto",
     ) -> tuple[Tensor, NeuronState]:
         check_scan(current, state)
-        choice = choose(implementation, current.device, run_size(current))
+        choice = _choose(implementation, step, current, state, params, learned)
         if choice.implementation == "reference":
             return reference(current, state, params, *learned)
+        if choice.implementation == "triton":
+            return _triton_scan(step, current, state, params, *learned)
         compiled = _compiled(reference, None, params, current.shape[0])
         return compiled(sizes_open(current, 1), _state_open(state), params, *map(sizes_open, learned))
 
     return run
+
+
+def _choose(
+    implementation: Implementation,
+    step: Step,
+    current: Tensor,
+    state: NeuronState | None,
+    params: Any,
+    learned: tuple[Tensor, ...],
+) -> Choice:
+    def unfit() -> str | None:
+        from ranvier.kernels import triton_scan
+
+        return triton_scan.unfit(step, current, state, params, learned)
+
+    return choose_scan(implementation, current.device, run_size(current), unfit)
+
+
+def _triton_scan(
+    step: Step, current: Tensor, state: NeuronState | None, params: Any, *learned: Tensor
+) -> tuple[Tensor, NeuronState]:
+    from ranvier.kernels.triton_scan import triton_scan
+
+    return triton_scan(step, current, state, params, *learned)
 
 
 @functools.cache
@@ -93,7 +124,7 @@ def _state_open(state: NeuronState | None) -> NeuronState | None:
     return None if state is None else NeuronState(sizes_open(state.v))
 
 
-if_scan = _with_implementation(dynamics.if_scan)
-lif_scan = _with_implementation(dynamics.lif_scan)
-plif_scan = _with_implementation(dynamics.plif_scan)
-lifb_scan = _with_implementation(dynamics.lifb_scan)
+if_scan = _with_implementation(dynamics.if_scan, dynamics.if_step)
+lif_scan = _with_implementation(dynamics.lif_scan, dynamics.lif_step)
+plif_scan = _with_implementation(dynamics.plif_scan, dynamics.plif_step)
+lifb_scan = _with_implementation(dynamics.lifb_scan, dynamics.lifb_step)

@@ -17,11 +17,14 @@ class SpikingNetwork(nn.Module, ABC):
 
     Args:
         frame_dims: Ranks that one step of input may have; `(4,)` for `[B, C, H, W]`.
+        image_size: Height and width that images must have, one number if they are equal, or None where the network
+            takes any.
     """
 
-    def __init__(self, frame_dims: tuple[int, ...]) -> None:
+    def __init__(self, frame_dims: tuple[int, ...], image_size: int | tuple[int, int] | None = None) -> None:
         super().__init__()
         self.frame_dims = frame_dims
+        self.image_size = image_size
 
     @abstractmethod
     def run(self, x: Tensor, steps: int, carry: Carry | None) -> Tensor:
@@ -70,9 +73,23 @@ class SpikingNetwork(nn.Module, ABC):
                 for, or a state of another network or batch size.
         """
         x, steps = steps_of(images, self.frame_dims, steps)
+        if self.image_size is not None:
+            self._check_size(x, self.image_size)
         carry = Carry(state) if return_state or state is not None else None
         logits = self.run(x, steps, carry)
-        return (logits, carry.finish()) if carry is not None and return_state else logits
+        if carry is None:
+            return logits
+        after = carry.finish()  # also where nobody wants it: it tells whether the state was of this network
+        return (logits, after) if return_state else logits
+
+    @staticmethod
+    def _check_size(x: Tensor, image_size: int | tuple[int, int]) -> None:
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        if x.shape[-2:] != (height, width):
+            raise ValueError(
+                f"images have shape {shape_of(x[0])}, {x.shape[-2]}x{x.shape[-1]} pixels, but this network was built "
+                f"for {height}x{width}. Resize them, or build it with their image_size."
+            )
 
 
 class Network(SpikingNetwork):
@@ -92,6 +109,8 @@ class Network(SpikingNetwork):
         image_size: Height and width that images must have, or None where the network takes any.
     """
 
+    image_size: int | None
+
     def __init__(
         self,
         encoder: nn.Module,
@@ -100,19 +119,13 @@ class Network(SpikingNetwork):
         frame_dims: tuple[int, ...] = (4,),
         image_size: int | None = None,
     ) -> None:
-        super().__init__(frame_dims)
+        super().__init__(frame_dims, image_size)
         self.encoder = encoder
         self.body = body
         self.readout = readout
-        self.image_size = image_size
 
     def run(self, x: Tensor, steps: int, carry: Carry | None) -> Tensor:
         """Encoder, body and readout."""
-        if self.image_size is not None and x.shape[-2:] != (self.image_size, self.image_size):
-            raise ValueError(
-                f"images have shape {shape_of(x[0])}, {x.shape[-2]}x{x.shape[-1]} pixels, but this network was built "
-                f"for {self.image_size}x{self.image_size}. Resize them, or build it with their image_size."
-            )
         current = self.encoder(x)
         if len(x) != steps:
             current = repeat(current, steps)

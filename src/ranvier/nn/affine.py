@@ -78,6 +78,11 @@ class AffineIF(Neuron):
                 "Euler step overshoots its target."
             )
 
+    @property
+    def fires(self) -> bool:
+        """Whether it sends spikes, and not its potential."""
+        return self.params.fires
+
     def scan(self, current: Tensor, state: NeuronState | None) -> tuple[Tensor, NeuronState]:
         """Run `affine_step` over time."""
         own = (self.tau, self.r, self.v_leak, self.v_threshold, self.v_reset)

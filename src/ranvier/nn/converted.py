@@ -1,15 +1,47 @@
 """The neuron of converted networks as a module."""
 
+import copy
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from ranvier import kernels
 from ranvier.checks import check_positive, shape_of
 from ranvier.dynamics import ConvertedState, Surrogate, Triangle
 from ranvier.kernels.dispatch import Implementation
 from ranvier.nn.neurons import Neuron
+
+FLOOR = 1 / 16
+"""Share of its initial threshold below which a threshold that is trained falls ever more slowly."""
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class AboveZero(nn.Module):
+    """Thresholds that stay positive, whatever an optimizer does to the parameter `p` that they are computed from.
+
+        threshold = p                        for p >= floor,    floor = initial threshold / 16
+                    floor / (2 - p / floor)  below
+
+    Above the floor training is as without it; the two pieces meet with the same slope, which is never 0.
+
+    >>> AboveZero(torch.tensor([2.0]))(torch.tensor([[2.0], [0.125], [0.0], [-0.25]])).flatten().tolist()
+    [2.0, 0.125, 0.0625, 0.03125]
+    """
+
+    floor: Tensor
+
+    def __init__(self, initial: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("floor", FLOOR * initial.detach().clone(), persistent=False)
+
+    def forward(self, p: Tensor) -> Tensor:
+        """The thresholds of a parameter, `[C]`."""
+        falling = self.floor / (2 - p.minimum(self.floor) / self.floor)
+        return torch.where(p >= self.floor, p, falling)
 
 
 class ConvertedIF(Neuron):
@@ -61,15 +93,48 @@ class ConvertedIF(Neuron):
     def make_trainable(self, steps: int, surrogate: Surrogate | None = None) -> None:
         """Turn thresholds, initial potentials and biases, one for each of `steps`, into parameters of the same names.
 
+        That of the thresholds stands behind `AboveZero`: `threshold` is always greater than 0.
+
         Args:
             steps: T.
             surrogate: Gradient of a spike, in thresholds; None for a triangle of half-width 1.
+
+        Raises:
+            ValueError: The neuron has biases for fewer steps, or a threshold that is not above 0.
         """
+        if 1 < len(self.bias) < steps:
+            raise ValueError(
+                f"steps is {steps}, but the neuron has biases for {len(self.bias)} steps. Train at {len(self.bias)} or "
+                f"fewer, or convert again with steps={steps}."
+            )
+        check_thresholds(self, "the neuron")
         self.surrogate = surrogate or Triangle(1.0)
+        trained = parametrize.is_parametrized(self, "threshold")
         bias = self.bias.expand(steps, -1) if len(self.bias) == 1 else self.bias[:steps]
         for name, value in (("threshold", self.threshold), ("bias", bias), ("v_init", self.v_init)):
-            delattr(self, name)
-            setattr(self, name, nn.Parameter(value.detach().clone()))
+            if name != "threshold" or not trained:
+                delattr(self, name)
+                setattr(self, name, nn.Parameter(value.detach().clone()))
+        if not trained:
+            parametrize.register_parametrization(self, "threshold", AboveZero(self.threshold))
+
+    def fixed(self, *, binary: bool | None = None) -> "ConvertedIF":
+        """A neuron that fires the same, with what was learned in buffers: nothing in it is trainable.
+
+        Args:
+            binary: Whether it sends its spikes as 1; None as this one.
+        """
+        twin = ConvertedIF(
+            max(len(self.threshold), len(self.v_init)),  # one threshold may be that of all channels
+            steps=len(self.bias),
+            shape=self.v_init.shape if self.v_init.ndim > 1 else None,
+            signed=self.signed,
+            binary=self.binary if binary is None else binary,
+            implementation=self.implementation,
+        )
+        learned = {"threshold": self.threshold, "bias": self.bias, "v_init": self.v_init}
+        twin.load_state_dict({name: value.detach().clone() for name, value in learned.items()}, assign=True)
+        return twin.train(self.training)
 
     def analog(self, current: Tensor) -> Tensor:
         """The activation that the neuron stands for, of `[T, B, C, ...]`: what it sends on average if it is exact.
@@ -98,3 +163,23 @@ class ConvertedIF(Neuron):
         steps = f", steps={len(self.bias)}" if len(self.bias) > 1 else ""
         shape = f", shape={shape_of(self.v_init)}" if self.v_init.ndim > 1 else ""
         return f"{len(self.threshold)}{steps}{shape}" + ", signed" * self.signed + ", binary" * self.binary
+
+
+def fixed_copy(network: M) -> M:
+    """A copy of a network in which no converted neuron is trainable, see `ConvertedIF.fixed`."""
+    network = copy.deepcopy(network)
+    for module in network.modules():
+        for name, child in module.named_children():
+            if isinstance(child, ConvertedIF):
+                setattr(module, name, child.fixed())
+    return network
+
+
+def check_thresholds(neuron: ConvertedIF, what: str) -> None:
+    """Raise unless all thresholds are greater than 0."""
+    lowest = float(neuron.threshold.detach().min())
+    if not lowest > 0:
+        raise ValueError(
+            f"{what} has a threshold of {lowest:.3g}, but thresholds must be greater than 0: at any other a neuron "
+            "fires without input. Convert or train the network again."
+        )

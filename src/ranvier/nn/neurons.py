@@ -43,6 +43,11 @@ class Neuron(nn.Module):
         check_choice("implementation", implementation, IMPLEMENTATIONS)
         self.implementation: Implementation = implementation
 
+    @property
+    def fires(self) -> bool:
+        """Whether it sends spikes. False for a neuron that sends its potential, in which there is nothing to count."""
+        return True
+
     def scan(self, current: Tensor, state: NeuronState | None) -> tuple[Tensor, NeuronState]:
         """Run all steps: the kernel of this neuron with its parameters."""
         raise NotImplementedError

@@ -27,8 +27,9 @@ from ranvier.recipes.recipe import (
     SimulatedEventRecipe,
     TrainingRecipe,
 )
-from ranvier.recipes.run import InputFormat, Result, Trained, load_data, load_trained, run
+from ranvier.recipes.run import Result, run
 from ranvier.recipes.show import Shown, show
+from ranvier.recipes.trained import InputFormat, Trained, load_data, load_trained
 
 __all__ = [
     "AnnRecipe",

@@ -22,7 +22,7 @@ from ranvier.data import Batches, ImageSplits
 from ranvier.evaluation import AccuracyByStep, accuracy_by_step
 from ranvier.models import Network
 from ranvier.recipes.recipe import TrainingRecipe
-from ranvier.recipes.run import EVALUATION_BATCH, MODEL, RESULTS, InputFormat, load_data, load_trained
+from ranvier.recipes.trained import EVALUATION_BATCH, MODEL, RESULTS, InputFormat, load_data, load_trained
 from ranvier.training import channels_last, lay_out
 from ranvier.weights import load_foreign_tensors, load_parameters
 
@@ -113,8 +113,8 @@ def convert(
         bias: As there.
         signed: As there.
         refit: As there.
-        images: How many training images to calibrate on, some of every class: 600 of them, or three in five if there
-            are fewer, are fitted on, and the others decide between settings.
+        images: How many training images to calibrate on, some of every class and none that the recipe held out: 600
+            of them, or three in five if there are fewer, are fitted on, and the others decide between settings.
         test_images: Score on the first so many test images only; None for all.
         settings: Fine print.
         mean: Of each channel, as the factory's network was trained with; None takes it from the training images.
@@ -158,6 +158,7 @@ def convert(
         "recipe": source.recipe.to_json(),
         "input": asdict(source.form),
         "ann": source.name,
+        "held_out": source.recipe.hold_out,
         "result": {"accuracy_by_step": accuracy.accuracy, "ann_accuracy": ann_accuracy, "total": accuracy.total},
         **describe_neurons(snn),
         "layout": LAYOUT,
@@ -223,8 +224,8 @@ def _load_ann(
     trained = load_trained(ann)
     if isinstance(trained.model, ConvertedSNN):
         raise ValueError(f"{ann} is a converted network already. Pass the ANN that it was made from.")
-    # Images that the recipe held out were for choosing its settings: the test set is the test set.
-    splits = load_data(trained.recipe.override(hold_out=0), data)
+    # Images that the recipe held out stay unseen, so that more can be chosen on them; the test set is the test set.
+    splits = load_data(trained.recipe, data, keep_test_set=True)
     trained.form.check(splits)
     assert isinstance(splits, ImageSplits)  # recordings are no data of ANNs
     return _Source(trained.model, trained.recipe, trained.form, splits, trained.recipe.label)

@@ -16,7 +16,8 @@ from ranvier.evaluation import AccuracyByStep, Activity, Costs, EarlyExit, Energ
 from ranvier.evaluation.early_exit import MAX_LOSS
 from ranvier.kernels import compile_whole
 from ranvier.recipes.recipe import AnnRecipe
-from ranvier.recipes.run import Trained, load_trained, sample
+from ranvier.recipes.trained import Trained, load_trained, sample
+from ranvier.report import early_exit_curve
 from ranvier.training import Precision, autocast, channels_last, lay_out
 
 ENERGY_SAMPLES = 500
@@ -59,6 +60,26 @@ class Evaluation:
             },
         )
 
+    def plot(self, path: str | Path, *, title: str = "") -> None:
+        """Draw what every threshold of early exit would give, beside fixed numbers of steps, as a PNG.
+
+        Raises:
+            ValueError: Early exit was not asked for.
+        """
+        if self.early_exit is None:
+            raise ValueError("there is nothing to draw: early exit was not measured. Pass early_exit=True to evaluate.")
+        tested, chosen = self.early_exit.testing, self.early_exit.choosing
+        early_exit_curve(
+            {
+                "test images": (tested.curve.mean_steps, tested.curve.accuracy),
+                "images chosen on": (chosen.curve.mean_steps, chosen.curve.accuracy),
+            },
+            chosen=(tested.mean_steps, tested.accuracy),
+            by_step=tested.all_steps.accuracy,
+            title=title,
+            path=path,
+        )
+
 
 def evaluate(
     path: str | Path,
@@ -75,6 +96,7 @@ def evaluate(
     The threshold of early exit is chosen on the images that the recipe held out. If it held none out, it is chosen on
     training images. The network is surer of those and more often right than on new ones, so that more or less accuracy
     may be lost on test images than `max_loss`; the table says so. A recipe with `hold_out` gives an unbiased choice.
+    `Evaluation.plot` draws it.
     Early exit runs the network uncompiled, since each size of batch that is left would be compiled anew. At bfloat16
     its accuracies may therefore differ a little from those of the first table.
 
@@ -96,12 +118,13 @@ def evaluate(
         )
     provenance.check_device(device)
     trained = load_trained(path)
+    steps = trained.steps if steps is None else steps
+    trained.check_steps(steps)
     model = lay_out(trained.model.to(device))
     # As in training: at bfloat16 a compiled network rounds less often than an eager one, and scores differently.
     # Calibrated neurons choose for themselves, and compile for any T at once.
     whole = not trained.is_calibrated and trained.recipe.execution.compiles(torch.device(device))
     network = compile_whole(model) if whole else model
-    steps = trained.steps if steps is None else steps
     batches = trained.batches(source, device, steps=steps)
     activity, spent, exits, not_counted = None, None, None, ""
     spiking = not isinstance(trained.recipe, AnnRecipe) or isinstance(model, ConvertedSNN)
@@ -150,12 +173,13 @@ def energy(
 
     Raises:
         ConversionError: The network has a part that cannot be traced, such as self-attention.
-        ValueError: It is an ANN, or data do not fit it.
+        ValueError: It is an ANN, or steps or data do not fit it.
     """
     provenance.check_device(device)
     trained = spiking_network(path)
-    model = lay_out(trained.model.to(device))
     steps = trained.steps if steps is None else steps
+    trained.check_steps(steps)
+    model = lay_out(trained.model.to(device))
     batches = sample(trained.batches(source, device, steps=steps).images, trained.form, device, images)
     return evaluation.energy(model, batches, steps, costs=costs)
 

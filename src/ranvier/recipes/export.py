@@ -10,7 +10,7 @@ from ranvier.checks import check_choice
 from ranvier.export import NIRReceipt, Receipt, to_nir, to_onnx, to_program
 from ranvier.recipes.evaluate import spiking_network
 from ranvier.recipes.recipe import EventRecipe
-from ranvier.recipes.run import Trained, sample
+from ranvier.recipes.trained import Trained, sample
 
 Format = Literal["nir", "onnx", "torch"]
 ENDINGS: dict[str, str] = {"nir": ".nir", "onnx": ".onnx", "torch": ".pt2"}
@@ -44,7 +44,7 @@ def export(
     Raises:
         ConversionError: A part of the network that the format cannot say; it is named.
         OSError: The file cannot be written; an older one is untouched.
-        ValueError: The network is an ANN, or options that do not belong to the format.
+        ValueError: The network is an ANN or has biases for fewer steps, or options that do not belong to the format.
     """
     check_choice("format", format, tuple(ENDINGS))
     if format != "nir" and strict:
@@ -52,11 +52,12 @@ def export(
     if format == "nir" and streaming:
         raise ValueError("streaming belongs to onnx and torch: a NIR graph is one step by nature. Leave it out.")
     trained = spiking_network(path)
+    steps = trained.steps if steps is None else steps
+    trained.check_steps(steps)
     path = Path(path)
     if out is None:
         folder = path if path.is_dir() else path.parent
         out = folder / f"model{ENDINGS[format]}"
-    steps = trained.steps if steps is None else steps
     compared = _images(trained, source, images, steps)
     if format != "nir" and isinstance(trained.recipe, EventRecipe):
         if not streaming:

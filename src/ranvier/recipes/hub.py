@@ -13,8 +13,8 @@ from typing import Any
 
 from ranvier.conversion import ConvertedSNN
 from ranvier.recipes.convert import LAYOUT, describe_neurons
-from ranvier.recipes.recipe import AnnRecipe, Recipe
-from ranvier.recipes.run import MODEL, RESULTS, Trained, load_trained
+from ranvier.recipes.recipe import AnnRecipe, EventRecipe, FinetuneRecipe, Recipe, SimulatedEventRecipe, read_recipe
+from ranvier.recipes.trained import MODEL, RESULTS, Trained, load_trained
 from ranvier.weights import load_tensors, save_tensors
 
 CONFIG = "config.json"
@@ -38,9 +38,9 @@ def push_to_hub(
 
     The commit holds `model.safetensors`, `config.json` (the card, and in plain fields data set, T, accuracy at every t,
     neuron, reset, threshold, layout, seed, commit, versions) and `README.md`. Everything is checked first: nothing is
-    sent where the folder is incomplete. A path of this machine to the data is not published. Of a README that is in the
-    repository already only the part between the marks of an earlier push is replaced, so that a licence and words of
-    yours stay; one without marks stays as it is.
+    sent where the folder is incomplete. Paths of this machine, to the data or to the network that training started
+    from, are not published. Of a README that is in the repository already only the part between the marks of an earlier
+    push is replaced, so that a licence and words of yours stay; one without marks stays as it is.
 
     Args:
         path: Folder of a finished run or conversion, or its `model.safetensors`.
@@ -166,8 +166,11 @@ class _Bundle:
     @property
     def title(self) -> str:
         """What it is, in few words."""
-        label = f"{self.card['ann']}-converted-T{self.steps}" if self._is_converted else self.trained.recipe.label
-        return f"{label} on {self.trained.recipe.name}"
+        recipe, ann = self.trained.recipe, self.card.get("ann", "ann")
+        label = f"{ann}-converted-T{self.steps}" if self._is_converted else recipe.label
+        if isinstance(recipe, FinetuneRecipe):
+            label = f"{ann}-converted-{recipe.loss.method}-T{self.steps}"
+        return f"{label} on {recipe.name}"
 
     def publishable(self, folder: Path) -> Path:
         """The file, or a copy in `folder` whose card is the one of the config, without paths of this machine."""
@@ -179,11 +182,11 @@ class _Bundle:
 
     def readme(self, repo_id: str, revision: str | None) -> str:
         """A short model card in Markdown."""
-        form, config = self.trained.form, self.config
+        config = self.config
         rows = "\n".join(f"| {t} | {_percent(value)} |" for t, value in enumerate(config["accuracy_by_step"], 1))
         where = f'"{repo_id}"' + (f', revision="{revision}"' if revision else "")
         seed, commit = (f"{key} {'not recorded' if config[key] is None else config[key]}" for key in ("seed", "commit"))
-        epoch = "" if self._is_converted else "; it is that of the last epoch, not of the best"
+        epoch = "" if self.trained.is_calibrated else "; it is that of the last epoch, not of the best"
         tag = (
             "spiking-neural-network" if self._is_converted or isinstance(self.trained.recipe, Recipe) else "ann-to-snn"
         )
@@ -212,11 +215,10 @@ first t logits, and a tie counts as a miss{epoch}.
 import ranvier as rv
 
 trained = rv.recipes.from_pretrained({where})
-logits = trained.model(images, steps={self.steps})
+logits = {"trained.model(frames)" if self._sees_events else f"trained.model(images, steps={self.steps})"}
 ```
 
-`images` are `[B, {form.channels}, {form.image_size}, {form.image_size}]`, made from bytes by
-`trained.form.normalization`; `logits` are `[T, B, {len(form.classes)}]`. All settings are in `{CONFIG}`.
+{self._input()} All settings are in `{CONFIG}`.
 Made with {versions}, {commit}.
 
 No licence is stated here: whoever publishes the network adds `license:` to the head of this file.
@@ -227,22 +229,66 @@ No licence is stated here: whoever publishes the network adds `license:` to the 
     def _is_converted(self) -> bool:
         return isinstance(self.trained.model, ConvertedSNN)
 
-    def _what(self) -> str:
-        config, recipe = self.config, self.trained.recipe
-        if isinstance(self.trained.model, ConvertedSNN):
-            takes_back = any(neuron.signed for neuron in self.trained.model.neurons.values())
-            signed = ", which may take spikes back (negative spikes)" if takes_back else ""
+    @property
+    def _sees_events(self) -> bool:
+        return isinstance(self.trained.recipe, EventRecipe)
+
+    def _input(self) -> str:
+        """What goes in and what comes out."""
+        form = self.trained.form
+        size, logits = form.image_size, f"`logits` are `[T, B, {len(form.classes)}]`."
+        if self._sees_events:
             return (
-                f"A spiking network for image classification in T = {self.steps} steps, converted from an ANN "
-                f"(`{self.card['ann']}`) that has {_percent(self.card['result']['ann_accuracy'])} on the same images. "
-                f"Integrate-and-fire neurons with soft reset and one threshold per channel{signed}."
+                f"`frames` are `[T, B, {form.channels}, {size}, {size}]`, T = {self.steps} frames of each recording: "
+                "how many events of each\npolarity, darker and brighter, each pixel has in each frame. There is no "
+                f"normalization. {logits}"
             )
+        return (
+            f"`images` are `[B, {form.channels}, {size}, {size}]`, made from bytes by\n"
+            f"`trained.form.normalization`; {logits}"
+        )
+
+    def _what(self) -> str:
+        if isinstance(self.trained.model, ConvertedSNN):
+            return self._what_was_converted(self.trained.model)
+        config, recipe = self.config, self.trained.recipe
         if isinstance(recipe, AnnRecipe):
             return f"An ANN for image classification (`{recipe.label}`), made to be converted to a spiking network."
+        assert isinstance(recipe, Recipe)
+        task = "image classification"
+        if self._sees_events:
+            simulated = isinstance(recipe, SimulatedEventRecipe)
+            task = f"the classification of {'*simulated* ' if simulated else ''}recordings of an event camera"
+        if recipe.is_proxy:
+            form = recipe.proxy.form
+            worth = "1" if form.worth == "one" else "their threshold"
+            answer = "spikes of neurons" if form.readout == "spikes" else "current"
+            how = (
+                f"initial potential {form.v_init:g} times the threshold and spikes worth {worth}; it answers with the "
+                f"{answer} after the last layer. Trained by proxy learning (`{recipe.proxy.variant}`, target "
+                f"`{recipe.proxy.loss.target}`)."
+            )
+        else:
+            how = f"trained directly with the loss `{config['method']}`."
         return (
-            f"A spiking network for image classification in T = {self.steps} steps: `{config['network']}` with "
-            f"`{config['neuron']}` neurons, {config['reset']} reset, threshold {config['v_threshold']:g}, trained "
-            f"directly with the loss `{config['method']}`."
+            f"A spiking network for {task} in T = {self.steps} steps: `{config['network']}` with "
+            f"`{config['neuron']}` neurons, {config['reset']} reset, threshold {config['v_threshold']:g}, {how}"
+        )
+
+    def _what_was_converted(self, model: ConvertedSNN) -> str:
+        card, recipe = self.card, self.trained.recipe
+        ann = f"an ANN (`{card['ann']}`)" if "ann" in card else "an ANN"
+        if isinstance(recipe, FinetuneRecipe):
+            if "ann_accuracy" in card:
+                ann += f" that has {_percent(card['ann_accuracy'])} on {card['ann_images']} test images"
+            ann += f", then trained further with `{recipe.loss.method}`"
+        else:
+            ann += f" that has {_percent(card['result']['ann_accuracy'])} on the same images"
+        takes_back = any(neuron.signed for neuron in model.neurons.values())
+        signed = ", which may take spikes back (negative spikes)" if takes_back else ""
+        return (
+            f"A spiking network for image classification in T = {self.steps} steps, converted from {ann}. "
+            f"Integrate-and-fire neurons with soft reset and one threshold per channel{signed}."
         )
 
 
@@ -273,8 +319,8 @@ def _bundle(path: Path) -> _Bundle:
                 f"{RESULTS} in {path} has accuracies {beside}, but the card of {MODEL} has {accuracy}: they are of "
                 "different runs, so nothing was sent. Put the files of one run together."
             )
-    if _is_local(trained.recipe.data):
-        card, trained = _without_data_path(card), replace(trained, recipe=trained.recipe.override(data=""))
+    card = _without_paths(card)
+    trained = replace(trained, recipe=read_recipe(card["recipe"]), card=card)
     return _Bundle(file, card, trained, {**_plain_fields(trained, card), "card": card})
 
 
@@ -290,6 +336,14 @@ def _plain_fields(trained: Trained, card: Mapping[str, Any]) -> dict[str, Any]:
         "accuracy_by_step": list(result["accuracy_by_step"]),
         "layout": LAYOUT,
     }
+    if isinstance(recipe, FinetuneRecipe):
+        assert isinstance(trained.model, ConvertedSNN)
+        return {
+            **fields,
+            **describe_neurons(trained.model),
+            "method": recipe.loss.method,
+            **{key: result[key] for key in ("evaluated_on", "seed", "commit", "versions")},
+        }
     if isinstance(trained.model, ConvertedSNN):
         report = card.get("report") or {}
         return {
@@ -302,20 +356,24 @@ def _plain_fields(trained: Trained, card: Mapping[str, Any]) -> dict[str, Any]:
             "versions": card.get("versions") or report.get("versions", {}),
         }
     assert isinstance(recipe, Recipe | AnnRecipe)
-    network: Any = recipe.network
-    spiking = isinstance(recipe, Recipe)
     return {
         **fields,
-        "network": network.model,
+        "network": recipe.network.model,
         "method": recipe.loss.method,
-        "neuron": network.neuron if spiking else None,
-        "reset": network.reset if spiking else None,
-        "v_threshold": network.v_threshold if spiking else None,
-        "evaluated_on": result["evaluated_on"],
-        "seed": result["seed"],
-        "commit": result["commit"],
-        "versions": result["versions"],
+        **(_neurons(recipe) if isinstance(recipe, Recipe) else dict.fromkeys(("neuron", "reset", "v_threshold"))),
+        **({"simulated": isinstance(recipe, SimulatedEventRecipe)} if isinstance(recipe, EventRecipe) else {}),
+        **{key: result[key] for key in ("evaluated_on", "seed", "commit", "versions")},
     }
+
+
+def _neurons(recipe: Recipe) -> dict[str, Any]:
+    """The neurons that are in the network; proxy learning puts its own there."""
+    if not recipe.is_proxy:
+        network = recipe.network
+        return {"neuron": network.neuron, "reset": network.reset, "v_threshold": network.v_threshold}
+    form = recipe.proxy.form
+    names = ("reset", "v_threshold", "v_init", "worth", "readout")
+    return {"neuron": "if", **{name: getattr(form, name) for name in names}}
 
 
 def _is_local(data: str) -> bool:
@@ -325,11 +383,16 @@ def _is_local(data: str) -> bool:
     return Path(data).expanduser().exists() or not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", data)
 
 
-def _without_data_path(card: dict[str, Any]) -> dict[str, Any]:
-    """The card with empty `data` in every recipe on it."""
-    card = {**card, "recipe": {**card["recipe"], "data": ""}}
+def _without_paths(card: dict[str, Any]) -> dict[str, Any]:
+    """The card without paths of this machine, where the data lie and what training started from, in its recipes."""
+
+    def without(recipe: dict[str, Any]) -> dict[str, Any]:
+        hidden = {"data": _is_local(recipe.get("data", "")), "start": True}
+        return {name: "" if hidden.get(name) else value for name, value in recipe.items()}
+
+    card = {**card, "recipe": without(card["recipe"])}
     if "recipe" in card["result"]:
-        card["result"] = {**card["result"], "recipe": {**card["result"]["recipe"], "data": ""}}
+        card["result"] = {**card["result"], "recipe": without(card["result"]["recipe"])}
     return card
 
 

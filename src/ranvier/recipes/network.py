@@ -1,6 +1,5 @@
 """From settings, as they stand in recipes and on cards, to a network."""
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
@@ -90,15 +89,6 @@ class NetworkSettings:
     def __post_init__(self) -> None:
         check_choice("model", self.model, ("mlp", *MODELS))
         check_choice("neuron", self.neuron, ("if", "lif", "plif", "lifb"))
-        warn_of_idle(
-            self,
-            f"model {self.model} and neuron {self.neuron}",
-            burst_init=self.neuron == "lifb",
-            tau=self.neuron != "if",
-            hidden=self.model == "mlp",
-            gain=self.model in GAINED,
-            statistics=self.model != "mlp",
-        )
 
     def build(
         self, num_classes: int, in_channels: int, image_size: int, implementation: Implementation = "auto"
@@ -157,13 +147,6 @@ class AnnSettings:
         check_choice("activation", self.activation, ("relu", "qcfs"))
         check_count("levels", self.levels)
         check_positive("ceiling_init", self.ceiling_init)
-        warn_of_idle(
-            self,
-            f"model {self.model} and activation {self.activation}",
-            levels=self.activation == "qcfs",
-            ceiling_init=self.activation == "qcfs",
-            hidden=self.model == "mlp",
-        )
 
     def build(
         self, num_classes: int, in_channels: int, image_size: int, implementation: Implementation = "auto"
@@ -224,8 +207,6 @@ class ProxySettings:
     def __post_init__(self) -> None:
         check_choice("variant", self.variant, ("improved", "published"))
         _ = self.form, self.loss  # refuse what cannot be, before any work
-        if self.logit_scale is not None and self.loss.target != "cross_entropy":
-            warnings.warn(f"logit_scale={self.logit_scale} has no effect with target {self.loss.target}.", stacklevel=4)
 
     @property
     def form(self) -> ProxyForm:
@@ -259,11 +240,3 @@ def _build(
     if model in SIZED:
         arguments["image_size"] = image_size
     return MODELS[model](num_classes, in_channels, neuron=neuron, **arguments)
-
-
-def warn_of_idle(settings: Any, with_what: str, **used: bool) -> None:
-    """Warn of every field that differs from its default though nothing uses it."""
-    for name, has_effect in used.items():
-        value = getattr(settings, name)
-        if not has_effect and value != type(settings).__dataclass_fields__[name].default:
-            warnings.warn(f"{name}={value} has no effect with {with_what}.", stacklevel=5)

@@ -1,7 +1,6 @@
 """What a recipe is: every setting of one training, as a value."""
 
 import difflib
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from ranvier.data import Augmentation, SaccadeSettings
 from ranvier.data.events import FrameAugmentation, FrameSettings
 from ranvier.data.events.frames import Bins
 from ranvier.models import Network
-from ranvier.recipes.network import AnnSettings, NetworkSettings, ProxySettings, warn_of_idle
+from ranvier.recipes.network import AnnSettings, NetworkSettings, ProxySettings
 from ranvier.training import DirectLoss, Execution, Optimization, ProxyLoss, proxy_network
 
 
@@ -136,15 +135,6 @@ class Recipe(TrainingRecipe):
         super().__post_init__()
         check_positive("steps", self.steps)
         self.loss.check_steps(self.steps)
-        if self.is_proxy:
-            of_neurons = ("v_threshold", "reset", "tau", "burst_init", "statistics")
-            warn_of_idle(self.network, "method proxy", **dict.fromkeys(of_neurons, False))
-            of_losses = ("consistency_weight", "temperature", "tet_weight", "label_smoothing")
-            warn_of_idle(self.loss, "method proxy", **dict.fromkeys(of_losses, False))
-        elif self.proxy != ProxySettings():
-            warnings.warn(
-                f"the settings of proxy learning have no effect with method {self.loss.method}.", stacklevel=4
-            )
 
     @property
     def is_proxy(self) -> bool:
@@ -218,16 +208,21 @@ class AnnRecipe(TrainingRecipe):
 
 @dataclass(frozen=True)
 class FinetuneRecipe(TrainingRecipe):
-    """Every setting of training a converted network further, all its parts: weights, thresholds, biases, potentials."""
+    """Every setting of training a converted network further, all its parts: weights, thresholds, biases, potentials.
+
+    With method `proxy` the initial potentials stay as they are: an ANN has none.
+    """
 
     name: str = ""
     """Name of the data set in results; that of the converted network if empty."""
     data: str = ""
     """Data set; that of the converted network if empty."""
+    image_size: int | None = None
+    """Resize images to this height and width; None resizes as for the converted network, if at all."""
     epochs: int = 3
     """Times the training set is gone through."""
     start: str = ""
-    """Folder or file of the converted network."""
+    """Folder or file of the converted network; on the command line START does without the flag."""
     steps: int = 4
     """Time steps T."""
     surrogate_width: float = 1.0
@@ -249,7 +244,17 @@ class FinetuneRecipe(TrainingRecipe):
     @property
     def label(self) -> str:
         """What is trained and how, in few words."""
-        return f"{Path(self.start).name}-{self.loss.method}-T{self.steps}"
+        return f"{_name_of(self.start)}-{self.loss.method}-T{self.steps}"
+
+
+def _name_of(start: str) -> str:
+    """Name of a network by its folder: the file in it is called the same everywhere."""
+    if not start:
+        return "converted"
+    path = Path(start).resolve()
+    if path.suffix != ".safetensors":
+        return path.name
+    return path.parent.name if path.stem == "model" else f"{path.parent.name}-{path.stem}"
 
 
 @dataclass(frozen=True)
@@ -304,11 +309,6 @@ class SimulatedEventRecipe(EventRecipe):
     """
 
     saccades: SaccadeSettings = field(default_factory=SaccadeSettings)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        unused = dict.fromkeys(("recordings", "download"), False)
-        warn_of_idle(self.events, "simulated recordings", **unused)
 
 
 def read_recipe(content: Mapping[str, Any]) -> Recipe | AnnRecipe | FinetuneRecipe | TrainingRecipe:

@@ -58,7 +58,7 @@ def show(
     Raises:
         FileNotFoundError: There is no such file or run.
         RecordingError: The recording cannot be read.
-        ValueError: The network is an ANN, or there is no test image of that number.
+        ValueError: The network is an ANN or has biases for fewer steps, or there is no test image of that number.
     """
     path = Path(path)
     out = Path(out) if out is not None else Path("runs", "show", path.resolve().stem)
@@ -105,6 +105,7 @@ def _show_network(path: Path, out: Path, source: str | None, steps: int | None, 
     trained = spiking_network(path)
     steps = trained.steps if steps is None else steps
     check_count("steps", steps)
+    trained.check_steps(steps)
     batches = trained.batches(source, steps=steps)
     if not 0 <= index < len(batches.images):
         raise ValueError(

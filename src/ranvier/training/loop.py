@@ -112,6 +112,7 @@ def fit(
     run: Mapping[str, Any] | None = None,
     accelerator: "Accelerator | None" = None,
     quiet: bool = False,
+    scored_on: str = "test",
 ) -> Progress:
     """Train a model and evaluate it after every epoch.
 
@@ -135,6 +136,7 @@ def fit(
         run: Description of the run (json), stored in the checkpoint; resuming with another one is refused.
         accelerator: From `start_processes`; made if None.
         quiet: Show nothing.
+        scored_on: What `test` is, for the line of an epoch: `held-out` where it is a part of the training set.
 
     Returns:
         Progress with one record per epoch in `history`; the last one is the result.
@@ -162,7 +164,7 @@ def fit(
             training.run_epoch(display)
             record = training.finish_epoch(test)
             metrics.add(record)
-            display.say(_line(record, epochs))
+            display.say(_line(record, epochs, scored_on))
     metrics.close()
     return progress
 
@@ -406,6 +408,7 @@ def channels_last(images: Tensor) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images
 
 
-def _line(record: Mapping[str, Any], epochs: int) -> str:
+def _line(record: Mapping[str, Any], epochs: int, scored_on: str) -> str:
     curve = "  ".join(f"T={t} {100 * value:.2f}" for t, value in enumerate(record["accuracy"], 1))
-    return f"epoch {record['epoch']}/{epochs}  loss {record['loss']:.4f}  test % {curve}  {record['seconds']:.0f} s"
+    epoch = f"epoch {record['epoch']}/{epochs}  loss {record['loss']:.4f}"
+    return f"{epoch}  {scored_on} % {curve}  {record['seconds']:.0f} s"

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ranvier.checks import check_choice, check_positive
+from ranvier.nn import QCFS, Neuron
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Optimization:
         lr(s) = lr s / warmup                                                  for s < warmup
                 min_lr + (lr - min_lr) (1 + cos(pi (s - warmup) / (total - warmup))) / 2   after.
 
-    Weight decay acts on weights of layers only, not on normalisation, biases, burst strengths and time constants.
+    Weight decay acts on weights of layers only: not on vectors and numbers, as in normalisation, biases and burst
+    strengths, and not on what belongs to a neuron, whatever its shape, such as a bias for each step.
     """
 
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
@@ -52,8 +54,11 @@ class Optimization:
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
         """The optimizer for the parameters of `model`."""
-        weights = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-        others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
+        activations = (module for module in model.modules() if isinstance(module, Neuron | QCFS))
+        of_neurons = {id(p) for activation in activations for p in activation.parameters()}
+        trained = [p for p in model.parameters() if p.requires_grad]
+        weights = [p for p in trained if p.ndim > 1 and id(p) not in of_neurons]
+        others = [p for p in trained if p.ndim <= 1 or id(p) in of_neurons]
         groups = [
             {"params": weights, "weight_decay": self.weight_decay},
             {"params": others, "weight_decay": 0.0},

@@ -1,0 +1,452 @@
+"""Triton's kernels, run in Python, against the reference. `test_triton_scan.py` runs this file in a process of its own.
+
+TRITON_INTERPRET=1 must be set before Triton is imported, which torch.compile does. A launch costs milliseconds for each
+program, so inputs stay below a few thousand elements a step.
+"""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.library import opcheck
+
+from ranvier import dynamics, kernels, nn
+from ranvier.dynamics import (
+    ATan,
+    IFParams,
+    LIFBParams,
+    LIFParams,
+    NeuronState,
+    PLIFParams,
+    Rectangle,
+    Sigmoid,
+    Surrogate,
+    Triangle,
+)
+from ranvier.kernels import triton_scan
+from ranvier.kernels.triton_scan import HELD_STEPS
+
+assert triton_scan.INTERPRETED, "run with TRITON_INTERPRET=1"
+
+PARAMS = {"if": IFParams, "lif": LIFParams, "plif": PLIFParams, "lifb": LIFBParams}
+SURROGATES = (Triangle(0.5), Triangle(0.8), ATan(2.0), ATan(3.0), Sigmoid(4.0), Rectangle(0.7))
+STEPS = {"if": dynamics.if_step, "lif": dynamics.lif_step, "plif": dynamics.plif_step, "lifb": dynamics.lifb_step}
+
+Result = tuple[Tensor, Tensor, list[Tensor | None]]
+
+
+def normal(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def laid_out(current: Tensor, layout: str) -> Tensor:
+    """The same values `[T, B, C, ...]` in other memory."""
+    if layout == "channels last":
+        return current.movedim(2, -1).contiguous().movedim(-1, 2)
+    if layout == "batch first":
+        return current.transpose(0, 1).contiguous().transpose(0, 1)
+    if layout == "a part of the channels":
+        return torch.cat((current, current), 2)[:, :, : current.shape[2]]
+    if layout == "a part of the steps":
+        return torch.stack((current, current), 1).flatten(0, 1)[::2]
+    if layout == "one step held":
+        return current[:1].expand_as(current)
+    return current.contiguous()
+
+
+def learned_by(name: str, channels: int, seed: int) -> list[Tensor]:
+    if name == "plif":
+        return [normal(seed=seed)]
+    if name == "lifb":  # multiples of 1/8: what is sent is exact in bfloat16, which the interpreter truncates to
+        return [(8 * normal(channels, seed=seed)).round() / 8]
+    return []
+
+
+def run(
+    implementation: Any,
+    name: str,
+    params: Any,
+    current: Tensor,
+    state: Tensor | None,
+    learned: list[Tensor],
+    used: str = "both",
+    seed: int = 0,
+) -> Result:
+    """Spikes, end state, and gradients of current, learned tensors and state for a random loss on what is `used`."""
+    current, *learned = (tensor.detach().requires_grad_() for tensor in (current, *learned))
+    start = None if state is None else NeuronState(state.detach().requires_grad_())
+    spikes, end = getattr(kernels, f"{name}_scan")(current, start, params, *learned, implementation=implementation)
+    loss = torch.zeros(())
+    if used in ("spikes", "both"):
+        loss = loss + (spikes * normal(*spikes.shape, seed=seed + 1, dtype=spikes.dtype)).float().sum()
+    if used in ("state", "both"):
+        loss = loss + (end.v * normal(*end.v.shape, seed=seed + 2)).sum()
+    wanted = [current, *learned, *([start.v] if start else [])]
+    return spikes.detach(), end.v.detach(), list(torch.autograd.grad(loss, wanted, allow_unused=True))
+
+
+def assert_equal(got: Result, expected: Result, rounding: float = 2e-6) -> None:
+    """Spikes and potentials bit for bit. Gradients to `rounding`: products and sums come in another order there."""
+    assert got[0].dtype == expected[0].dtype
+    assert torch.equal(got[0], expected[0])
+    assert got[1].dtype == expected[1].dtype == torch.float32
+    assert torch.equal(got[1], expected[1])
+    of_current = expected[2][0]
+    assert of_current is not None
+    for index, (ours, theirs) in enumerate(zip(got[2], expected[2], strict=True)):
+        if theirs is None:  # the reference leaves out what has no part in the loss
+            assert ours is None or not ours.any()
+            continue
+        assert ours is not None
+        assert ours.dtype == theirs.dtype
+        largest = theirs.abs().max().item()
+        if theirs.numel() <= 8 and index > 0:  # learned: sums over everything, in which much cancels
+            largest += of_current.abs().sum().item()
+        torch.testing.assert_close(ours, theirs, rtol=8 * rounding, atol=8 * rounding * largest)
+
+
+@settings(deadline=None, max_examples=100, derandomize=True)
+@given(
+    name=st.sampled_from(sorted(PARAMS)),
+    reset=st.sampled_from(["hard", "soft"]),
+    detach=st.booleans(),
+    surrogate=st.sampled_from(SURROGATES),
+    tau=st.sampled_from([1.0, 2.0, 3.0, 4.0, 1.7]),
+    steps=st.sampled_from([1, 2, 3, 5, 8]),
+    shape=st.sampled_from(
+        [(1, 1), (3, 5), (2, 5, 3), (1, 3, 7, 11), (4, 1, 5, 5), (2, 7, 1, 1), (5, 6, 13), (2, 2, 700)]
+    ),
+    layout=st.sampled_from(
+        [
+            "contiguous",
+            "channels last",
+            "batch first",
+            "a part of the channels",
+            "a part of the steps",
+            "one step held",
+        ]
+    ),
+    with_state=st.booleans(),
+    used=st.sampled_from(["spikes", "both", "both", "state"]),
+    dtype=st.sampled_from([torch.float32, torch.float32, torch.bfloat16, torch.float16]),
+    seed=st.integers(0, 10_000),
+)
+def test_equals_the_reference(
+    name: str,
+    reset: Any,
+    detach: bool,
+    surrogate: Surrogate,
+    tau: float,
+    steps: int,
+    shape: tuple[int, ...],
+    layout: str,
+    with_state: bool,
+    used: str,
+    dtype: torch.dtype,
+    seed: int,
+) -> None:
+    numbers = {"tau": tau} if name in ("lif", "lifb") else {}
+    params = PARAMS[name](v_threshold=0.4, reset=reset, detach_reset=detach, surrogate=surrogate, **numbers)
+    current = laid_out((1.5 * normal(steps, *shape, seed=seed) + 0.4).to(dtype), layout)
+    state = normal(*shape, seed=seed + 3) if with_state else None
+    learned = learned_by(name, shape[1], seed + 4)
+    got = run("triton", name, params, current, state, learned, used, seed)
+    expected = run("reference", name, params, current, state, learned, used, seed)
+    # bfloat16 keeps 8 bits and float16 11, of which both sides round away half a last one, or here all of it.
+    rounding = {torch.float32: 2e-6, torch.bfloat16: 2**-8, torch.float16: 2**-11}[dtype]
+    assert_equal(got, expected, rounding)
+    if layout in ("contiguous", "channels last"):  # a convolution that follows need not copy
+        assert [a for a, n in zip(got[0].stride(), got[0].shape, strict=True) if n > 1] == [
+            a for a, n in zip(current.stride(), current.shape, strict=True) if n > 1
+        ]
+
+
+def test_trace_by_hand() -> None:
+    """Charge 0.6 with tau 2: 0.3, 0.45, 0.525. Then a tie and, reset by the binary event, a burst that is a tie too."""
+    lif = kernels.lif_scan(torch.full((4, 1, 1), 0.6), None, LIFParams(), implementation="triton")
+    assert lif[0].flatten().tolist() == [0, 0, 1, 0]
+    assert lif[1].v.item() == pytest.approx(0.3)
+    strength = torch.tensor([1.5])
+    current = torch.tensor([1.0, 2.0, 0.5, 0.75]).view(4, 1, 1)
+    spikes, state = kernels.lifb_scan(current, None, LIFBParams(), strength, implementation="triton")
+    assert spikes.flatten().tolist() == [1, 1.5, 0, 1]  # potentials 0.5, 1, 0.25, 0.5
+    assert state.v.item() == 0
+
+
+@pytest.mark.parametrize("name", sorted(PARAMS))
+@pytest.mark.parametrize("steps", [HELD_STEPS, HELD_STEPS + 1, 2 * HELD_STEPS + 3])
+def test_long_runs_are_cut_into_segments(name: str, steps: int) -> None:
+    """With state, hard reset; and from rest, soft reset that is differentiated."""
+    current, state = normal(steps, 2, 3, 5, seed=steps) + 0.4, normal(2, 3, 5, seed=1)
+    learned = learned_by(name, 3, 2)
+    for params, start in (
+        (PARAMS[name](surrogate=ATan()), state),
+        (PARAMS[name](reset="soft", detach_reset=False, surrogate=ATan()), None),
+    ):
+        got = run("triton", name, params, current, start, learned)
+        # Differences in rounding pass through up to 67 steps.
+        assert_equal(got, run("reference", name, params, current, start, learned), 1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(PARAMS))
+@pytest.mark.parametrize("parts", [(1, 1, 1, 1, 1), (3, 2), (1, HELD_STEPS, 3)])
+def test_streaming_equals_one_call_bit_for_bit(name: str, parts: tuple[int, ...]) -> None:
+    current, learned = normal(sum(parts), 3, 5, 7, seed=0) + 0.4, learned_by(name, 5, 1)
+    scan, params = getattr(kernels, f"{name}_scan"), PARAMS[name](reset="soft")
+    whole, end = scan(current, None, params, *learned, implementation="triton")
+    state, sent = None, []
+    for part in current.split(parts):
+        spikes, state = scan(part, state, params, *learned, implementation="triton")
+        sent.append(spikes)
+    assert torch.equal(torch.cat(sent), whole)
+    assert state is not None
+    assert torch.equal(state.v, end.v)
+    assert 0.05 < (whole != 0).float().mean() < 0.95
+
+
+def test_gradient_passes_through_carried_state() -> None:
+    current = (normal(6, 3, 7, seed=0) + 0.4).requires_grad_()
+    _, state = kernels.lif_scan(current[:3], None, LIFParams(surrogate=ATan()), implementation="triton")
+    late, _ = kernels.lif_scan(current[3:], state, LIFParams(surrogate=ATan()), implementation="triton")
+    (gradient,) = torch.autograd.grad(late.sum(), current)
+    (expected,) = torch.autograd.grad(
+        kernels.lif_scan(current, None, LIFParams(surrogate=ATan()), implementation="reference")[0][3:].sum(), current
+    )
+    torch.testing.assert_close(gradient, expected)
+    assert gradient[:3].any()
+
+
+@pytest.mark.parametrize(
+    ("shape", "layout"),
+    [
+        ((7, 5), "contiguous"),
+        ((1, 5), "contiguous"),
+        ((40, 3, 9), "contiguous"),
+        ((3, 1, 50), "contiguous"),
+        ((9, 6, 4, 4), "channels last"),
+        ((40, 130), "contiguous"),
+        ((70, 3, 2, 2), "channels last"),
+    ],
+)
+def test_burst_strengths_find_their_channels(shape: tuple[int, ...], layout: str) -> None:
+    """Every channel has its own strength; its gradient counts the bursts, each times the upstream gradient."""
+    current = laid_out((32 * normal(3, *shape, seed=0)).round() / 32 + 0.5, layout)
+    strength = (torch.arange(shape[1]) / 4 - 1).requires_grad_()
+    spikes, _ = kernels.lifb_scan(current, None, LIFBParams(), strength, implementation="triton")
+    expected, _ = kernels.lifb_scan(current, None, LIFBParams(), strength, implementation="reference")
+    assert torch.equal(spikes, expected)
+    upstream = torch.randint(-8, 8, current.shape, generator=torch.Generator().manual_seed(1)).float()
+    (gradient,) = torch.autograd.grad((spikes * upstream).sum(), strength)
+    (counted,) = torch.autograd.grad((expected * upstream).sum(), strength)
+    assert torch.equal(gradient, counted)  # sums of small whole numbers
+    assert counted.any()
+
+
+@pytest.mark.parametrize("name", ["plif", "lifb"])
+def test_learned_gradients_are_the_same_bits_every_time(name: str) -> None:
+    current, learned = normal(4, 40, 5, 9, seed=0) + 0.4, learned_by(name, 5, 1)
+    first, second = (run("triton", name, PARAMS[name](), current, None, learned)[2] for _ in range(2))
+    for one, other in zip(first, second, strict=True):
+        assert one is not None
+        assert other is not None
+        assert torch.equal(one, other)
+
+
+def test_backward_keeps_only_the_input() -> None:
+    saved: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        saved.append(tensor)
+        return tensor
+
+    current = normal(5, 3, 4, seed=0).requires_grad_()
+    strength = torch.ones(4, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        kernels.lifb_scan(current, None, LIFBParams(), strength, implementation="triton")
+    assert sum(tensor.numel() for tensor in saved) == current.numel() + strength.numel()
+    assert current.data_ptr() in [tensor.data_ptr() for tensor in saved]
+
+
+@pytest.mark.parametrize("name", sorted(PARAMS))
+def test_all_memory_is_written(name: str) -> None:
+    """New memory is filled with NaN here, so that what no program writes shows. The sizes fit no tile."""
+    learned = learned_by(name, 3, 2)
+    current, state = normal(HELD_STEPS + 2, 7, 3, 13, seed=0) + 0.4, normal(7, 3, 13, seed=1)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.empty(1).isnan()
+        for start in (None, state):
+            spikes, end, gradients = run("triton", name, PARAMS[name](), current, start, learned)
+            for tensor in (spikes, end, *gradients):
+                assert tensor is not None
+                assert not tensor.isnan().any()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_nan_is_not_hidden() -> None:
+    """Training stops at it. A NaN potential does not fire and stays; what is upstream of it becomes NaN."""
+    current = normal(4, 2, 5, seed=0)
+    current[1, 0, 2] = math.nan
+    for surrogate in (Triangle(), ATan(), Sigmoid()):
+        got = run("triton", "lif", LIFParams(surrogate=surrogate), current, None, [])
+        expected = run("reference", "lif", LIFParams(surrogate=surrogate), current, None, [])
+        assert torch.equal(got[0], expected[0])
+        torch.testing.assert_close(got[1], expected[1], equal_nan=True)
+        torch.testing.assert_close(got[2][0], expected[2][0], equal_nan=True)
+        assert got[2][0] is not None
+        assert got[2][0].isnan().any()
+
+
+def test_offsets_pass_two_to_the_31() -> None:
+    """Two steps that lie 2^31 + 3 elements apart, in memory of which only their pages are touched."""
+    apart = 2**31 + 3
+    memory = torch.empty(apart + 64, dtype=torch.bfloat16)
+    current = memory.as_strided((2, 4, 5), (apart, 5, 1))
+    values = normal(2, 4, 5, seed=0, dtype=torch.bfloat16)
+    current.copy_(values)
+    got = run("triton", "lif", LIFParams(), current, None, [])
+    assert_equal(got, run("reference", "lif", LIFParams(), values, None, []), 2**-8)
+
+
+def test_no_samples() -> None:
+    current, strength = torch.zeros(3, 0, 4, requires_grad=True), torch.ones(4, requires_grad=True)
+    spikes, state = kernels.lifb_scan(current, None, LIFBParams(), strength, implementation="triton")
+    assert spikes.shape == (3, 0, 4)
+    assert state.v.shape == (0, 4)
+    gradients = torch.autograd.grad(spikes.sum(), [current, strength])
+    assert gradients[0].shape == current.shape
+    assert gradients[1].tolist() == [0, 0, 0, 0]
+
+
+def test_the_callers_tensors_stay_as_they_are() -> None:
+    current, state = normal(3, 2, 5, seed=0), NeuronState(normal(2, 5, seed=1))
+    copies = current.clone(), state.v.clone()
+    kernels.lif_scan(current, state, LIFParams(), implementation="triton")
+    assert torch.equal(current, copies[0])
+    assert torch.equal(state.v, copies[1])
+
+
+def test_any_scan_of_a_known_step_runs() -> None:
+    current = normal(3, 2, 5, seed=0)
+    spikes, _ = kernels.scan(dynamics.lif_step, current, None, LIFParams(), implementation="triton")
+    assert torch.equal(spikes, kernels.lif_scan(current, None, LIFParams(), implementation="reference")[0])
+
+
+def test_half_precision_parameters() -> None:
+    """A model that was cast whole: sigmoid and strength - 1 are taken in bfloat16, as the reference does."""
+    for name in ("plif", "lifb"):
+        learned = [tensor.bfloat16() for tensor in learned_by(name, 5, 0)]
+        current = (normal(3, 4, 5, seed=1) + 0.4).bfloat16()
+        got = run("triton", name, PARAMS[name](), current, None, learned)
+        assert_equal(got, run("reference", name, PARAMS[name](), current, None, learned), 2**-8)
+
+
+def own_step(x: Tensor, v: Tensor, params: LIFParams) -> tuple[Tensor, Tensor]:
+    return x, v
+
+
+class Steeper(Triangle):
+    """A surrogate of a user's own."""
+
+    def derivative(self, u: Tensor) -> Tensor:
+        return 2 * super().derivative(u)
+
+
+def test_what_has_no_kernel_is_refused_with_a_way_out() -> None:
+    current = torch.zeros(2, 3, 4)
+
+    def refused(step: Any, x: Tensor, state: NeuronState | None, params: Any, *learned: Tensor) -> str:
+        with pytest.raises(RuntimeError, match='implementation="triton" cannot run on cpu: ') as error:
+            kernels.scan(step, x, state, params, *learned, implementation="triton")
+        assert 'implementation="compiled"' in str(error.value)
+        return str(error.value)
+
+    assert "IF, LIF, PLIF and LIFB, not for own_step" in refused(own_step, current, None, LIFParams())
+    assert "current has dtype torch.float64" in refused(dynamics.lif_step, current.double(), None, LIFParams())
+    double = NeuronState(torch.zeros(3, 4).double())
+    assert "state.v has dtype torch.float64" in refused(dynamics.lif_step, current, double, LIFParams())
+    assert "surrogate Steeper" in refused(dynamics.lif_step, current, None, LIFParams(surrogate=Steeper()))
+    assert "decay has shape [4]" in refused(dynamics.plif_step, current, None, PLIFParams(), torch.zeros(4))
+    with pytest.raises(RuntimeError, match=r"converted neurons have no Triton scan.*\"compiled\""):
+        kernels.converted_scan(current, None, torch.ones(3), torch.zeros(1, 3), torch.zeros(3), implementation="triton")
+    with pytest.raises(ValueError, match="5 burst strengths need"):
+        kernels.lifb_scan(torch.zeros(2, 3, 4), None, LIFBParams(), torch.ones(5), implementation="triton")
+
+
+def test_auto_stays_on_the_cpu_what_it_was() -> None:
+    device = torch.device("cpu")
+    choice = kernels.dispatch.choose_scan("auto", device, 2**10, lambda: None)
+    assert choice.implementation == "reference"
+    assert kernels.dispatch.choose_scan("triton", device, 2**10, lambda: None).implementation == "triton"
+
+
+NUMBERS = {"detach": ("hard", True, "triangle", 0.5), "differentiate": ("soft", False, "atan", 2.0)}
+
+
+@pytest.mark.parametrize("name", ["lif", "plif", "lifb"])
+@pytest.mark.parametrize("numbers", sorted(NUMBERS))
+def test_operators_pass_opcheck(name: str, numbers: str) -> None:
+    current, state = normal(3, 2, 4, 5, seed=0).requires_grad_(), normal(2, 4, 5, seed=1).requires_grad_()
+    rate = torch.tensor([0.3], requires_grad=True) if name == "plif" else None
+    excess = normal(4, seed=2).requires_grad_() if name == "lifb" else None
+    others = name, *NUMBERS[numbers], 0.5, 1.0, 3.0
+    for start in (None, state):
+        opcheck(triton_scan._scan_operator, (current, start, rate, excess, *others))
+    detached = [None if tensor is None else tensor.detach() for tensor in (current, state, rate, excess)]
+    upstream = normal(3, 2, 4, 5, seed=3), normal(2, 4, 5, seed=4)
+    opcheck(triton_scan._scan_backward_operator, (*upstream, *detached, *others))
+    opcheck(triton_scan._scan_backward_operator, (upstream[0], None, *detached, *others))
+
+
+class Network(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.TimeFolded(torch.nn.Linear(6, 8))
+        self.lifb = nn.LIFB(8, implementation="triton")
+        self.plif = nn.PLIF(8, implementation="triton")
+        self.readout = nn.LIF(8, implementation="triton")
+
+    def forward(self, x: Tensor) -> Tensor:
+        spikes, state = self.readout(self.plif(self.lifb(self.linear(x))), return_state=True)
+        return spikes + state.v
+
+
+def test_a_network_compiles_whole() -> None:
+    torch.manual_seed(0)
+    network, x = Network(), normal(4, 5, 6, seed=0) * 4
+    expected = network(x)
+    wanted = torch.autograd.grad(expected.sum(), list(network.parameters()))
+    compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
+    got = compiled(x)
+    assert torch.equal(got, expected)
+    for ours, theirs in zip(torch.autograd.grad(got.sum(), list(network.parameters())), wanted, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert compiled(normal(4, 3, 6, seed=1)).shape == (4, 3, 8)
+
+
+def test_a_network_is_exported_with_its_operators() -> None:
+    network, x = Network().eval(), normal(4, 5, 6, seed=0) * 4
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(network, (x,), dynamic_shapes=({1: batch},))
+    operators = [str(node.target) for node in program.graph.nodes if "ranvier" in str(node.target)]
+    assert operators == ["ranvier.triton_scan.default"] * 3
+    assert torch.equal(program.module()(x), network(x))
+    more = normal(4, 9, 6, seed=1) * 4
+    assert torch.equal(program.module()(more), network(more))
+
+
+def test_in_a_model_that_is_compiled_auto_is_traced() -> None:
+    """So that its neurons fuse with the normalisation before them; no operator hides them."""
+    neuron = nn.LIF()
+    program = torch.export.export(neuron, (torch.zeros(2, 1, 70_000),))
+    assert not [node for node in program.graph.nodes if "ranvier" in str(node.target)]
+
+
+def test_each_device_function_has_a_surrogate() -> None:
+    assert {name for name, _ in triton_scan.SURROGATES.values()} == set(triton_scan.DERIVATIVES)
+    assert set(triton_scan.NEURONS) == set(STEPS.values())
