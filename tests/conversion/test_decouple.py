@@ -530,6 +530,7 @@ def test_connections_are_those_that_operations_are_counted_on(name: str) -> None
     assert sum(layer.ann for layer in plain) == pair.report.before.synapses
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 def test_report_of_padding_that_keeps_the_size() -> None:
     """With an even kernel it stands before the layer: nine places of two channels, of which the layer takes all."""
     conv = TimeFolded(nn.Conv2d(2, 3, 2, padding="same"))
