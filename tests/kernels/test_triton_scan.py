@@ -149,6 +149,8 @@ def test_compiles_for_gpus_that_are_not_here(
         if steps <= 16:
             assert "ld.global.v" in assembly  # several values in one read
         assert ("div.rn.f32" in assembly) == (tau == 3)  # exact division, where a product is not as exact
+        if kernel is triton_scan._backward_kernel and isinstance(surrogate, Triangle):
+            assert "max.NaN.f32" in assembly  # as in torch's clamp; Triton's interpreter knows no other maximum
 
 
 # On a GPU. The reference is computed on the CPU: there it divides, where eager CUDA multiplies with the inverse.
@@ -176,9 +178,16 @@ def on_both(name: str, params: Any, current: Tensor, state: Tensor, learned: lis
 
 
 @on_a_gpu
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("layout", ["contiguous", "channels last"])
-@pytest.mark.parametrize("steps", [1, 4, 16, 33])
+@pytest.mark.parametrize(
+    ("steps", "layout", "dtype"),
+    [
+        (1, "contiguous", torch.float16),
+        (4, "channels last", torch.float32),
+        (4, "contiguous", torch.bfloat16),
+        (16, "contiguous", torch.float32),
+        (33, "channels last", torch.float32),
+    ],
+)
 @pytest.mark.parametrize("name", sorted(PARAMS))
 def test_gpu_equals_the_reference(name: str, steps: int, layout: str, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(steps)

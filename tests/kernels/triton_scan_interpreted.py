@@ -27,16 +27,29 @@ from ranvier.dynamics import (
     Surrogate,
     Triangle,
 )
-from ranvier.kernels import triton_scan
-from ranvier.kernels.triton_scan import HELD_STEPS
 
-assert triton_scan.INTERPRETED, "run with TRITON_INTERPRET=1"
+triton_scan = pytest.importorskip("ranvier.kernels.triton_scan", reason="needs triton")
+HELD_STEPS = triton_scan.HELD_STEPS
 
 PARAMS = {"if": IFParams, "lif": LIFParams, "plif": PLIFParams, "lifb": LIFBParams}
 SURROGATES = (Triangle(0.5), Triangle(0.8), ATan(2.0), ATan(3.0), Sigmoid(4.0), Rectangle(0.7))
 STEPS = {"if": dynamics.if_step, "lif": dynamics.lif_step, "plif": dynamics.plif_step, "lifb": dynamics.lifb_step}
 
+LAYOUTS = [
+    "contiguous",
+    "channels last",
+    "batch first",
+    "a part of the channels",
+    "a part of the steps",
+    "one step held",
+]
+
 Result = tuple[Tensor, Tensor, list[Tensor | None]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def interpreter() -> None:
+    assert triton_scan.INTERPRETED, "run with TRITON_INTERPRET=1"
 
 
 def normal(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -120,16 +133,7 @@ def assert_equal(got: Result, expected: Result, rounding: float = 2e-6) -> None:
     shape=st.sampled_from(
         [(1, 1), (3, 5), (2, 5, 3), (1, 3, 7, 11), (4, 1, 5, 5), (2, 7, 1, 1), (5, 6, 13), (2, 2, 700)]
     ),
-    layout=st.sampled_from(
-        [
-            "contiguous",
-            "channels last",
-            "batch first",
-            "a part of the channels",
-            "a part of the steps",
-            "one step held",
-        ]
-    ),
+    layout=st.sampled_from(LAYOUTS),
     with_state=st.booleans(),
     used=st.sampled_from(["spikes", "both", "both", "state"]),
     dtype=st.sampled_from([torch.float32, torch.float32, torch.bfloat16, torch.float16]),
@@ -313,6 +317,18 @@ def test_offsets_pass_two_to_the_31() -> None:
     assert_equal(got, run("reference", "lif", LIFParams(), values, None, []), 2**-8)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_upstream_gradients_lie_in_any_memory(layout: str) -> None:
+    """A mean over time hands the same memory down for every step, a permutation other strides."""
+    current = (normal(3, 2, 5, 3, 7, seed=0) + 0.4).requires_grad_()
+    upstream = laid_out(normal(3, 2, 5, 3, 7, seed=1), layout)
+    gradients = []
+    for implementation in ("triton", "reference"):
+        spikes, end = kernels.lif_scan(current, None, LIFParams(surrogate=ATan()), implementation=implementation)
+        gradients += torch.autograd.grad([spikes, end.v], current, [upstream, upstream[0]])
+    torch.testing.assert_close(*gradients)
+
+
 def test_no_samples() -> None:
     current, strength = torch.zeros(3, 0, 4, requires_grad=True), torch.ones(4, requires_grad=True)
     spikes, state = kernels.lifb_scan(current, None, LIFBParams(), strength, implementation="triton")
@@ -338,10 +354,10 @@ def test_any_scan_of_a_known_step_runs() -> None:
 
 
 def test_half_precision_parameters() -> None:
-    """A model that was cast whole: sigmoid and strength - 1 are taken in bfloat16, as the reference does."""
-    for name in ("plif", "lifb"):
-        learned = [tensor.bfloat16() for tensor in learned_by(name, 5, 0)]
-        current = (normal(3, 4, 5, seed=1) + 0.4).bfloat16()
+    """A model that was cast whole: sigmoid and strength - 1 are rounded to bfloat16, as the reference does."""
+    for name, numbers in (("plif", torch.tensor(0.3)), ("lifb", torch.tensor([0.003, 0.7, 1.3, 2.1, -0.3]))):
+        learned = [numbers.bfloat16()]  # 0.003 - 1 is rounded to -0.99609375: such a burst sends 0.00390625
+        current = (2 * normal(3, 4, 5, seed=1) + 0.4).bfloat16()
         got = run("triton", name, PARAMS[name](), current, None, learned)
         assert_equal(got, run("reference", name, PARAMS[name](), current, None, learned), 2**-8)
 
