@@ -68,7 +68,8 @@ class Execution:
     precision: Precision = "bfloat16"
     """Precision of convolutions and linear layers (autocast); potentials, losses and parameters stay in float32."""
     implementation: Implementation = "auto"
-    """`compiled`: the whole model through torch.compile. `reference`: eager. `auto`: compiled where it can run."""
+    """`compiled`: the whole model through torch.compile. `reference`: eager. `triton`: eager, with each neuron as one
+    scan on a GPU. `auto`: compiled where it can run."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes a GPU if there is one."""
     checkpoint_seconds: float = 60.0
