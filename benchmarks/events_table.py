@@ -20,10 +20,10 @@ import torch
 
 from ranvier import provenance
 from ranvier.atomic import write_json
-from ranvier.cli import RECIPES
 from ranvier.data import Batches
 from ranvier.data.events import FrameSet, FrameSplits
 from ranvier.recipes import EventRecipe, load_data, run
+from ranvier.recipes.catalogue import RECIPES
 from ranvier.training import fit
 
 ROWS = {

@@ -13,28 +13,8 @@ from ranvier.conversion import Settings
 from ranvier.evaluation import Costs
 from ranvier.evaluation.early_exit import MAX_LOSS
 from ranvier.recipes import AnnRecipe, FinetuneRecipe, Recipe
+from ranvier.recipes.catalogue import ANN_RECIPES, RECIPES
 from ranvier.training import Precision
-
-RECIPES = {
-    "digits": recipes.digits,
-    "fashion-mnist": recipes.fashion_mnist,
-    "fashion-mnist-full": recipes.fashion_mnist_full,
-    "fashion-mnist-proxy": recipes.fashion_mnist_proxy,
-    "cifar10": recipes.cifar10,
-    "nmnist": recipes.nmnist,
-    "dvs-cifar10": recipes.dvs_cifar10,
-    "ncaltech101": recipes.ncaltech101,
-    "dvs-gesture": recipes.dvs_gesture,
-    "simulated-digits-dvs": recipes.simulated_digits_dvs,
-    "simulated-fashion-mnist-dvs": recipes.simulated_fashion_mnist_dvs,
-    "simulated-cifar10-dvs": recipes.simulated_cifar10_dvs,
-}
-ANN_RECIPES = {
-    "digits": recipes.digits_ann,
-    "fashion-mnist": recipes.fashion_mnist_ann,
-    "cifar10": recipes.cifar10_ann,
-    "cifar10-full": recipes.cifar10_ann_full,
-}
 
 # A recipe is a subcommand whose flags are the fields of the recipe, with its values as defaults.
 AnyRecipe = tyro.extras.subcommand_type_from_defaults(

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 
-from ranvier.cli import ANN_RECIPES, RECIPES
 from ranvier.data import Augmentation
 from ranvier.nn import LIFB, ConvertedIF, Neuron, ProxyNorm
 from ranvier.recipes import (
@@ -17,6 +16,7 @@ from ranvier.recipes import (
     nmnist,
     simulated_digits_dvs,
 )
+from ranvier.recipes.catalogue import ANN_RECIPES, RECIPES
 from ranvier.recipes.recipe import read_recipe
 from ranvier.training import PUBLISHED_FORM, PUBLISHED_LOSS
 

@@ -4,18 +4,7 @@ import functools
 import warnings
 from collections.abc import Iterator
 
-from ranvier.recipes.cifar10 import cifar10, cifar10_ann, cifar10_ann_full
-from ranvier.recipes.digits import digits, digits_ann
-from ranvier.recipes.events import (
-    dvs_cifar10,
-    dvs_gesture,
-    ncaltech101,
-    nmnist,
-    simulated_cifar10_dvs,
-    simulated_digits_dvs,
-    simulated_fashion_mnist_dvs,
-)
-from ranvier.recipes.fashion_mnist import fashion_mnist, fashion_mnist_ann, fashion_mnist_full, fashion_mnist_proxy
+from ranvier.recipes.catalogue import ANN_RECIPES, RECIPES
 from ranvier.recipes.network import GAINED, ProxySettings
 from ranvier.recipes.recipe import (
     AnnRecipe,
@@ -29,26 +18,6 @@ from ranvier.training import DirectLoss
 
 AnyRecipe = Recipe | AnnRecipe | FinetuneRecipe
 
-RECIPES = (
-    cifar10,
-    cifar10_ann,
-    cifar10_ann_full,
-    digits,
-    digits_ann,
-    dvs_cifar10,
-    dvs_gesture,
-    fashion_mnist,
-    fashion_mnist_ann,
-    fashion_mnist_full,
-    fashion_mnist_proxy,
-    ncaltech101,
-    nmnist,
-    simulated_cifar10_dvs,
-    simulated_digits_dvs,
-    simulated_fashion_mnist_dvs,
-)
-"""What a recipe brings itself was not set by the user, so nothing is said of it."""
-
 Idle = tuple[str, str, str]
 """The part of a recipe that holds a setting (`""` for the recipe itself), its name, and with what it has no effect."""
 
@@ -56,9 +25,10 @@ Idle = tuple[str, str, str]
 def warn_of_idle_settings(recipe: AnyRecipe) -> None:
     """Warn of every setting that was changed though nothing in this training uses it.
 
-    Changed means: it differs from the recipe of that name, if there is one among `RECIPES`, or else from the default.
+    Changed means: it differs from the recipe of that name, if one comes with ranvier, or else from the default.
     Runs call this once; building, changing and reading a recipe says nothing.
 
+    >>> from ranvier.recipes.digits import digits
     >>> with warnings.catch_warnings(record=True) as told:
     ...     warnings.simplefilter("always")
     ...     warn_of_idle_settings(digits(neuron="if", tau=3.0))
@@ -82,7 +52,8 @@ def warn_of_idle_settings(recipe: AnyRecipe) -> None:
 
 @functools.cache
 def _usual_recipes() -> dict[tuple[type, str], TrainingRecipe]:
-    made: list[TrainingRecipe] = [recipe() for recipe in RECIPES]
+    # What a recipe brings itself was not set by the user, so nothing is said of it.
+    made: list[TrainingRecipe] = [recipe() for recipe in (*RECIPES.values(), *ANN_RECIPES.values())]
     return {(type(recipe), recipe.name): recipe for recipe in made}
 
 
