@@ -36,7 +36,7 @@ def test_attributes() -> None:
         (torch.zeros(2, 4, 4).byte(), torch.zeros(2).long(), ValueError, r"shape \(2, 4, 4\), expected \[N, C, H, W\]"),
         (torch.zeros(2, 1, 4, 4).byte(), torch.zeros(2).int(), TypeError, r"labels have dtype torch\.int32"),
         (torch.zeros(2, 1, 4, 4).byte(), torch.zeros(3).long(), ValueError, r"there are 2 images; expected \[2\]"),
-        (torch.zeros(2, 1, 4, 4).byte(), torch.zeros(2, 1).long(), ValueError, r"labels have shape \(2, 1\)"),
+        (torch.zeros(2, 1, 4, 4).byte(), torch.zeros(2, 1).long(), ValueError, r"labels have shape \[2, 1\]"),
         (torch.zeros(0, 1, 4, 4).byte(), torch.zeros(0).long(), ValueError, "the set is empty"),
         (torch.zeros(2, 1, 4, 4).byte(), torch.tensor([1, 2]), ValueError, r"label 2 at index 1 is outside 0\.\.1"),
         (torch.zeros(2, 1, 4, 4).byte(), torch.tensor([-1, 0]), ValueError, "label -1 at index 0 .* without them"),

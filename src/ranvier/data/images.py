@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ranvier.data.labels import check_labels, stratified_split
+
 if TYPE_CHECKING:
     import datasets
     from PIL.Image import Image
@@ -53,7 +55,7 @@ class ImageSet:
                 f"{self.name}: images have shape {tuple(self.images.shape)}, expected [N, C, H, W]. "
                 "Add a channel axis to grayscale images with images.unsqueeze(1)."
             )
-        _check_labels(self.labels, len(self.images), self.classes, self.name)
+        check_labels(self.labels, len(self.images), self.classes, self.name, of="image")
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -87,7 +89,7 @@ class ImageSet:
         Raises:
             ValueError: `count` leaves one of the two parts empty.
         """
-        rest, held_out = stratified_split(self.labels, count, seed, self.name)
+        rest, held_out = stratified_split(self.labels, count, seed, self.name, of="image")
         return self._take(rest), self._take(held_out)
 
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -132,7 +134,7 @@ class StreamedImages:
 
     def __post_init__(self) -> None:
         """Check lengths and the range of the labels."""
-        _check_labels(self.labels, len(self.source), self.classes, self.name)
+        check_labels(self.labels, len(self.source), self.classes, self.name, of="image")
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -172,7 +174,7 @@ class StreamedImages:
 
     def hold_out(self, count: int, seed: int) -> tuple[StreamedImages, StreamedImages]:
         """Split off `count` images in proportion to the classes, as `ImageSet.hold_out` does."""
-        rest, held_out = stratified_split(self.labels, count, seed, self.name)
+        rest, held_out = stratified_split(self.labels, count, seed, self.name, of="image")
         return self._take(rest), self._take(held_out)
 
     def statistics(self, sample: int = 1000) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -194,43 +196,6 @@ class ImageSplits:
 
     train: ImageSet | StreamedImages
     test: ImageSet | StreamedImages
-
-
-def _check_labels(labels: Tensor, count: int, classes: tuple[str, ...], name: str) -> None:
-    if labels.dtype != torch.int64:
-        raise TypeError(f"{name}: labels have dtype {labels.dtype}, expected torch.int64. Convert with labels.long().")
-    if labels.ndim != 1 or len(labels) != count:
-        raise ValueError(
-            f"{name}: labels have shape {tuple(labels.shape)} but there are {count} images; expected [{count}]. "
-            "Pass one class index for each image."
-        )
-    if count == 0:
-        raise ValueError(f"{name}: the set is empty. Pass at least one image.")
-    wrong = (labels < 0) | (labels >= len(classes))
-    if wrong.any():
-        index = int(wrong.nonzero()[0])
-        raise ValueError(
-            f"{name}: label {int(labels[index])} at index {index} is outside 0..{len(classes) - 1} "
-            f"({len(classes)} classes). Name every class, and choose a split that has labels "
-            "(-1 usually marks a split published without them)."
-        )
-
-
-def stratified_split(labels: Tensor, count: int, seed: int, name: str) -> tuple[Tensor, Tensor]:
-    """Indices of the rest and of `count` held-out rows, both ascending."""
-    if not 1 <= count < len(labels):
-        raise ValueError(f"{name}: cannot hold out {count} of {len(labels)} images. Pass 1..{len(labels) - 1}.")
-    random = np.random.RandomState(seed)  # its stream is frozen by NumPy, unlike that of default_rng
-    numbers = labels.cpu().numpy()
-    _, inverse, sizes = np.unique(numbers, return_inverse=True, return_counts=True)
-    shares = sizes * count / len(numbers)
-    quotas = np.floor(shares).astype(int)
-    # Largest remainders get the images that rounding down left over; a stable sort settles ties by class index.
-    quotas[np.argsort(quotas - shares, kind="stable")[: count - quotas.sum()]] += 1
-    held_out = np.zeros(len(numbers), dtype=bool)
-    for position, quota in enumerate(quotas):
-        held_out[random.permutation(np.flatnonzero(inverse == position))[:quota]] = True
-    return torch.from_numpy(np.flatnonzero(~held_out)), torch.from_numpy(np.flatnonzero(held_out))
 
 
 def _channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -1,6 +1,6 @@
 """Accuracy at every time step, from one run."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -60,20 +60,24 @@ class AccuracyByStep:
     def __rich__(self) -> Table:
         """Table for the terminal."""
         table = Table(title=f"Accuracy by time step (n = {self.total})", min_width=40)
-        table.add_column("T", justify="right")
-        table.add_column("accuracy %", justify="right")
-        table.add_column("ties %", justify="right")
-        columns = [self.accuracy, [count / self.total for count in self.ties]]
-        if any(self.silent):
-            table.add_column("silent %", justify="right")
-            columns.append([count / self.total for count in self.silent])
-        for t, shares in enumerate(zip(*columns, strict=True), 1):
-            table.add_row(str(t), *(f"{100 * share:.2f}" for share in shares))
+        ties, silent = ([count / self.total for count in counts] for counts in (self.ties, self.silent))
+        add_accuracy_columns(table, self.accuracy, ties, silent)
         return table
 
     def save(self, path: str | Path) -> None:
         """Write counts and accuracies as json."""
         write_json(path, {**asdict(self), "accuracy": self.accuracy})
+
+
+def add_accuracy_columns(
+    table: Table, accuracy: Sequence[float], ties: Sequence[float], silent: Sequence[float] = ()
+) -> None:
+    """Fill an empty table with a row for each step; shares in [0, 1]. Silence is shown only where there is some."""
+    columns = {"accuracy %": accuracy, "ties %": ties} | ({"silent %": silent} if any(silent) else {})
+    for name in ("T", *columns):
+        table.add_column(name, justify="right")
+    for t, shares in enumerate(zip(*columns.values(), strict=True), 1):
+        table.add_row(str(t), *(f"{100 * share:.2f}" for share in shares))
 
 
 def accuracy_by_step(

@@ -13,6 +13,7 @@ from ranvier.atomic import tuples, write_json
 from ranvier.conversion import ConvertedSNN
 from ranvier.data import Batches
 from ranvier.evaluation import Activity, firing_rates
+from ranvier.evaluation.accuracy import add_accuracy_columns
 from ranvier.models import Network
 from ranvier.recipes.finetune import finish, prepare
 from ranvier.recipes.idle import warn_of_idle_settings
@@ -61,15 +62,7 @@ class Result:
         """Table for the terminal."""
         title = f"{self.recipe['name']}, {read_recipe(self.recipe).label.replace('-', ', ')}, seed {self.seed}"
         table = Table(title=title, caption=self._caption(), min_width=72)
-        table.add_column("T", justify="right")
-        table.add_column("accuracy %", justify="right")
-        table.add_column("ties %", justify="right")
-        columns = [self.accuracy_by_step, self.ties_by_step]
-        if any(self.silent_by_step):
-            table.add_column("silent %", justify="right")
-            columns.append(self.silent_by_step)
-        for t, shares in enumerate(zip(*columns, strict=True), 1):
-            table.add_row(str(t), *(f"{100 * share:.2f}" for share in shares))
+        add_accuracy_columns(table, self.accuracy_by_step, self.ties_by_step, self.silent_by_step)
         return table
 
     def _caption(self) -> str:

@@ -138,7 +138,7 @@ def test_identity_depends_on_what_is_read_and_not_on_where_it_lies(tmp_path: Pat
     ("change", "error", "message"),
     [
         ({"labels": torch.zeros(6)}, TypeError, "six: labels have dtype torch.float32, expected torch.int64"),
-        ({"labels": torch.zeros(5).long()}, ValueError, r"labels have shape \(5,\) but there are 6 recordings"),
+        ({"labels": torch.zeros(5).long()}, ValueError, r"labels have shape \[5\] but there are 6 recordings"),
         ({"labels": torch.full((6,), 3)}, ValueError, r"label 3 at index 0 is outside 0..2 \(3 classes\)"),
         ({"labels": torch.full((6,), -1)}, ValueError, "label -1 at index 0"),
         ({"trials": (), "labels": torch.zeros(0).long()}, ValueError, "six: the set is empty"),

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
+from ranvier.data.events.layout import check_whole_events, header_lines
 from ranvier.data.events.recording import RecordingError, check_events, make_events
 
 DVS128_SIZE = (128, 128)
 """Height and width of a DVS128 sensor [pixels]."""
 
-_BYTES = 8
 _LAYOUT = np.dtype([("address", ">u4"), ("t", ">u4")])
 _MAGIC = b"#!AER-DAT2.0"
 _NOT_A_PIXEL = 0x8000
@@ -63,22 +63,17 @@ def parse(data: bytes, where: str) -> np.ndarray:
             f"{where}: byte 0: starts with {data[: len(_MAGIC)]!r}, expected {_MAGIC!r}. AEDAT 3.1 files are read by "
             "read_dvs_gesture; those of newer versions (CIFAR10-DVS exists in AEDAT 4, too) are not supported."
         )
-    start = _end_of_header(data, where)
-    count, rest = divmod(len(data) - start, _BYTES)
-    if rest:
-        number = f"{rest} bytes are" if rest > 1 else "1 byte is"
-        raise RecordingError(
-            f"{where}: {number} left over at byte {start + _BYTES * count}, after event {count - 1}; an event has "
-            f"{_BYTES} bytes. The file is cut off: get it anew."
-        )
+    _, start = header_lines(data, b"#", where)
+    check_whole_events(data, start, _LAYOUT.itemsize, where)
     columns = np.frombuffer(data, _LAYOUT, offset=start)
     address = columns["address"].astype(np.uint32)
     wrong = address > _LARGEST_ADDRESS
     if wrong.any():
         index = int(wrong.argmax())
         raise RecordingError(
-            f"{where}: event {index} (byte {start + _BYTES * index}) has address {int(address[index]):#010x}, expected "
-            f"at most {_LARGEST_ADDRESS:#06x} from a sensor of 128x128 pixels. Is it a recording of another camera?"
+            f"{where}: event {index} (byte {start + _LAYOUT.itemsize * index}) has address "
+            f"{int(address[index]):#010x}, expected at most {_LARGEST_ADDRESS:#06x} from a sensor of 128x128 pixels. "
+            "Is it a recording of another camera?"
         )
     t = columns["t"]
     pulses = address & _NOT_A_PIXEL != 0
@@ -90,18 +85,3 @@ def parse(data: bytes, where: str) -> np.ndarray:
         1 - (address & 1),
     )
     return check_events(make_events(t, x, y, p), DVS128_SIZE, where)
-
-
-def _end_of_header(data: bytes, where: str) -> int:
-    """Offset of the first byte behind the lines that start with `#`."""
-    start = 0
-    while data.startswith(b"#", start):
-        end = data.find(b"\n", start)
-        line = data[start : end if end >= 0 else None]
-        if end < 0 or any(byte < 32 and byte not in b"\t\r" for byte in line):
-            raise RecordingError(
-                f"{where}: byte {start}: the header line {line[:40]!r} is not a line of text. The file is damaged or "
-                "cut off: get it anew."
-            )
-        start = end + 1
-    return start

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ranvier.data.events.recording import EVENT, RecordingError, check_events
+from ranvier.data.events.layout import check_whole_events
+from ranvier.data.events.recording import EVENT, check_events
 
 NMNIST_SIZE = (34, 34)
 """Height and width of the N-MNIST recordings [pixels]."""
@@ -24,8 +25,7 @@ NMNIST_SIZE = (34, 34)
 NCALTECH101_SIZE = (180, 240)
 """Height and width that hold every N-Caltech101 recording [pixels]; the recordings themselves differ in size."""
 
-_BYTES = 5
-_LAYOUT = np.dtype({"names": ["x", "yqt"], "formats": ["u1", ">u4"], "offsets": [0, 1], "itemsize": _BYTES})
+_LAYOUT = np.dtype([("x", "u1"), ("yqt", ">u4")])  # 5 bytes: not aligned
 _OVERFLOW_ROW = 240
 _OVERFLOW = 8192  # us
 _CHUNK = 1 << 16  # events whose columns stay in the cache of a core
@@ -83,13 +83,7 @@ def parse(data: bytes, sensor_size: tuple[int, int], where: str) -> np.ndarray:
     ranvier.data.events.recording.RecordingError: a.bin: 1 byte is left over at byte 5, after event 0; an event has \
 5 bytes. The file is cut off or of another format: get it anew.
     """
-    count, rest = divmod(len(data), _BYTES)
-    if rest:
-        number = f"{rest} bytes are" if rest > 1 else "1 byte is"
-        raise RecordingError(
-            f"{where}: {number} left over at byte {_BYTES * count}, after event {count - 1}; an event has {_BYTES} "
-            "bytes. The file is cut off or of another format: get it anew."
-        )
+    count = check_whole_events(data, 0, _LAYOUT.itemsize, where)
     columns = np.frombuffer(data, _LAYOUT)
     events = np.empty(count, EVENT)
     overflows = False

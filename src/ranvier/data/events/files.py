@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ranvier.data.events.recording import RecordingError, check_events
+from ranvier.data.labels import check_labels
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ class FileRecordings:
         ValueError: lengths differ, there are no trials, a label is outside the classes, or a path is not relative.
 
     >>> import tempfile
+    >>> import torch
     >>> from ranvier.data.events import read_nmnist
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     _ = Path(folder, "a.bin").write_bytes(bytes([3, 5, 0x80, 0x01, 0x02]))
@@ -72,24 +73,7 @@ class FileRecordings:
 
     def __post_init__(self) -> None:
         """Check lengths, types, the range of the labels and the paths."""
-        if self.labels.dtype != torch.int64:
-            raise TypeError(
-                f"{self.name}: labels have dtype {self.labels.dtype}, expected torch.int64. Convert with labels.long()."
-            )
-        if self.labels.ndim != 1 or len(self.labels) != len(self.trials):
-            raise ValueError(
-                f"{self.name}: labels have shape {tuple(self.labels.shape)} but there are {len(self.trials)} "
-                f"recordings; expected [{len(self.trials)}]. Pass one class index for each recording."
-            )
-        if not self.trials:
-            raise ValueError(f"{self.name}: the set is empty. Pass at least one recording.")
-        wrong = (self.labels < 0) | (self.labels >= len(self.classes))
-        if wrong.any():
-            index = int(wrong.nonzero()[0])
-            raise ValueError(
-                f"{self.name}: label {int(self.labels[index])} at index {index} is outside 0..{len(self.classes) - 1} "
-                f"({len(self.classes)} classes). Name every class."
-            )
+        check_labels(self.labels, len(self.trials), self.classes, self.name, of="recording")
         absolute = next((trial.path for trial in self.trials if trial.path.is_absolute()), None)
         if absolute is not None:
             raise ValueError(f"{self.name}: path {absolute} is absolute, expected one relative to {self.folder}.")

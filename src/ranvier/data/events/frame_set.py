@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ranvier.checks import shape_of
-from ranvier.data.images import stratified_split
+from ranvier.data.labels import check_labels, stratified_split
 
 DTYPES = (torch.uint8, torch.int16, torch.float16, torch.float32)
 """What frames may be kept as: counts, or counts after resizing."""
@@ -63,7 +63,8 @@ class FrameSet:
             )
         if self.rows is not None:
             _check_rows(self.rows, len(self.frames), self.name)
-        _check_labels(self.labels, len(self.frames if self.rows is None else self.rows), self.classes, self.name)
+        count = len(self.frames if self.rows is None else self.rows)
+        check_labels(self.labels, count, self.classes, self.name, of="recording")
 
     def __len__(self) -> int:
         """Return the number of recordings."""
@@ -114,11 +115,7 @@ class FrameSet:
         Raises:
             ValueError: `count` leaves one of the two parts empty.
         """
-        if not 1 <= count < len(self):
-            raise ValueError(
-                f"{self.name}: cannot hold out {count} of {len(self)} recordings. Pass 1..{len(self) - 1}."
-            )
-        rest, held_out = stratified_split(self.labels, count, seed, self.name)
+        rest, held_out = stratified_split(self.labels, count, seed, self.name, of="recording")
         return self.take(rest), self.take(held_out)
 
     def folds(self, k: int, seed: int) -> Iterator[tuple[FrameSet, FrameSet]]:
@@ -196,23 +193,4 @@ def _check_rows(rows: Tensor, count: int, name: str) -> None:
         raise ValueError(
             f"{name}: row {int(rows[index])} at index {index} is outside 0..{count - 1} ({count} recordings). "
             "Number rows from 0."
-        )
-
-
-def _check_labels(labels: Tensor, count: int, classes: tuple[str, ...], name: str) -> None:
-    if labels.dtype != torch.int64:
-        raise TypeError(f"{name}: labels have dtype {labels.dtype}, expected torch.int64. Convert with labels.long().")
-    if labels.ndim != 1 or len(labels) != count:
-        raise ValueError(
-            f"{name}: labels have shape {shape_of(labels)} but there are {count} recordings; expected [{count}]. "
-            "Pass one class index for each recording."
-        )
-    if count == 0:
-        raise ValueError(f"{name}: the set is empty. Pass at least one recording.")
-    wrong = (labels < 0) | (labels >= len(classes))
-    if wrong.any():
-        index = int(wrong.nonzero()[0])
-        raise ValueError(
-            f"{name}: label {int(labels[index])} at index {index} is outside 0..{len(classes) - 1} "
-            f"({len(classes)} classes). Name every class."
         )

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ranvier.data.events.layout import check_whole_events, header_lines
 from ranvier.data.events.recording import RecordingError, check_events, make_events
 
 _EVENT = np.dtype([("t", "<u4"), ("address", "<u4")])
@@ -61,13 +62,7 @@ def parse(data: bytes, where: str, sensor_size: tuple[int, int] | None = None) -
             f"(contrast detection) and {_EVENT.itemsize}. Export the contrast detection events to a .dat file."
         )
     start += 2
-    count, rest = divmod(len(data) - start, _EVENT.itemsize)
-    if rest:
-        number = f"{rest} bytes are" if rest > 1 else "1 byte is"
-        raise RecordingError(
-            f"{where}: {number} left over at byte {start + count * _EVENT.itemsize}, after event {count - 1}; an event "
-            f"has {_EVENT.itemsize} bytes. The file is cut off: get it anew."
-        )
+    check_whole_events(data, start, _EVENT.itemsize, where)
     columns = np.frombuffer(data, _EVENT, offset=start)
     address = columns["address"]
     polarity = address >> 28
@@ -88,19 +83,9 @@ def _header(data: bytes, where: str) -> tuple[int, dict[str, str]]:
             f"{where}: byte 0: starts with {data[:12]!r}, expected a line of text that starts with %. Is it a .dat "
             "file of Prophesee? Convert .raw files with Prophesee's tools first."
         )
-    settings = {}
-    start = 0
-    while data.startswith(b"%", start):
-        end = data.find(b"\n", start)
-        line = data[start : end if end >= 0 else None]
-        if end < 0 or any(byte < 32 and byte not in b"\t\r" for byte in line):
-            raise RecordingError(
-                f"{where}: byte {start}: the header line {line[:40]!r} is not a line of text. The file is damaged or "
-                "cut off: get it anew."
-            )
-        if found := _SETTING.fullmatch(line):
-            settings[found[1].decode().lower()] = found[2].decode()
-        start = end + 1
+    lines, start = header_lines(data, b"%", where)
+    found = [match for match in map(_SETTING.fullmatch, lines) if match]
+    settings = {match[1].decode().lower(): match[2].decode() for match in found}
     version = settings.get("version")
     if version is None or float(version) != 2:
         raise RecordingError(
