@@ -63,13 +63,21 @@ def cpp_compiler() -> str | None:
     return shutil.which(os.environ.get("CXX", default))
 
 
+def processor_features() -> str:
+    """What this processor can do, as far as the system says: code compiled for one may not run on another."""
+    return f"{platform.machine()} {_cpuinfo('flags') or _cpuinfo('Features') or _processor_name()}"
+
+
 def process_rank() -> int:
     """Number of this process among those that torchrun or `accelerate launch` started; 0 alone."""
     return int(os.environ.get("RANK", "0"))
 
 
 def cache_folder() -> Path:
-    """Folder for decoded data sets: `$RANVIER_CACHE`, else `$XDG_CACHE_HOME/ranvier`, else `~/.cache/ranvier`."""
+    """Folder for decoded data sets and compiled kernels.
+
+    It is `$RANVIER_CACHE`, else `$XDG_CACHE_HOME/ranvier`, else `~/.cache/ranvier`.
+    """
     if own := os.environ.get("RANVIER_CACHE"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ranvier"
@@ -77,9 +85,13 @@ def cache_folder() -> Path:
 
 def _processor_name() -> str:
     """Processor model, from /proc/cpuinfo where there is one."""
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def _cpuinfo(field: str) -> str | None:
+    """A field of the first processor in /proc/cpuinfo; None where there is none."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+        return None
+    return next((line.split(":", 1)[1].strip() for line in lines if line.split(":", 1)[0].strip() == field), None)

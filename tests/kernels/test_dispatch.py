@@ -3,13 +3,14 @@
 import typing
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
-from ranvier import kernels
+from ranvier import kernels, provenance
 from ranvier.dynamics import LIFParams
-from ranvier.kernels import Choice, choose, dispatch, explain
+from ranvier.kernels import Choice, choose, dispatch, explain, native_scan
 from ranvier.kernels.dispatch import choose_scan
 
 CPU = torch.device("cpu")
@@ -20,21 +21,24 @@ LARGE = dispatch.SMALL
 @pytest.fixture(autouse=True)
 def fresh_answers() -> Iterator[None]:
     """What was found out about compilers is remembered per process; forget it around every test."""
-    for remembered in (dispatch._obstacle, dispatch._triton_obstacle, dispatch._warn_once):
+    answers = dispatch._obstacle, dispatch._fused_obstacle, native_scan.obstacle, dispatch._warn_once
+    for remembered in answers:
         remembered.cache_clear()
     yield
-    for remembered in (dispatch._obstacle, dispatch._triton_obstacle, dispatch._warn_once):
+    for remembered in answers:
         remembered.cache_clear()
 
 
 @pytest.fixture
 def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "cpp_compiler", lambda: None)
+    monkeypatch.setattr(provenance, "cpp_compiler", lambda: None)
 
 
 @pytest.fixture
 def a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "cpp_compiler", lambda: "/usr/bin/g++")
+    """One that can do everything, without running it."""
+    monkeypatch.setattr(provenance, "cpp_compiler", lambda: "/usr/bin/g++")
+    monkeypatch.setattr(native_scan, "_library", lambda definitions: None)
 
 
 @pytest.mark.usefixtures("a_compiler")
@@ -77,7 +81,9 @@ def test_no_warning_where_the_reference_would_run_anyway() -> None:
 
 @pytest.mark.parametrize("name", ["fast", "", "Compiled", "cuda"])
 def test_unknown_name_raises(name: str) -> None:
-    with pytest.raises(ValueError, match=r"implementation is .* one of 'auto', 'reference', 'compiled', 'triton'"):
+    with pytest.raises(
+        ValueError, match=r"implementation is .* one of 'auto', 'reference', 'compiled', 'native', 'triton'"
+    ):
         kernels.lif_scan(torch.zeros(2, 1, 1), None, LIFParams(), implementation=name)  # type: ignore[call-arg]
     with pytest.raises(ValueError, match=r"implementation is .* must be one of"):
         choose(name, CPU, 1)  # type: ignore[arg-type]
@@ -102,7 +108,7 @@ def test_run_size_is_that_of_one_step() -> None:
 
 @pytest.mark.usefixtures("a_compiler")
 def test_explain() -> None:
-    assert explain("cpu", values_per_step=LARGE).startswith("cpu: compiled (")
+    assert explain("cpu", values_per_step=LARGE).startswith("cpu: native (one kernel forward and one backward")
     assert explain(torch.device("cpu"), values_per_step=10).startswith("cpu: reference (10 values a step")
 
 
@@ -130,11 +136,11 @@ def triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: object())
 
 
-def fits() -> None:
+def fits(backend: str) -> None:
     """A neuron that has a kernel."""
 
 
-def has_none() -> str:
+def has_none(backend: str) -> str:
     return "there is no kernel. Use another."
 
 
@@ -174,11 +180,46 @@ def test_asking_for_triton_gets_it_or_an_error(size: int) -> None:
 
 
 @pytest.mark.usefixtures("a_compiler")
-def test_on_a_cpu_auto_does_not_ask_for_triton() -> None:
-    def asked() -> str | None:
-        raise AssertionError
+def test_on_a_cpu_auto_picks_native_where_it_pays_and_fits() -> None:
+    def asked(backend: str) -> None:
+        assert backend == "native"
 
-    assert choose_scan("auto", CPU, LARGE, asked).implementation == "compiled"
+    few = dispatch.PAYS["native"]
+    assert choose_scan("auto", CPU, few, asked).implementation == "native"
+    assert choose_scan("auto", CPU, few - 1, asked).implementation == "reference"
+    assert choose_scan("auto", CPU, LARGE, has_none).implementation == "compiled"
+    assert choose_scan("auto", CPU, few, has_none).implementation == "reference"
+    assert choose("auto", CPU, 2**31).implementation == "compiled"  # networks
+
+
+@pytest.mark.usefixtures("no_compiler")
+def test_native_without_a_compiler_raises_and_says_why() -> None:
+    with pytest.raises(
+        RuntimeError, match=r'"native" cannot run on cpu: they need a C\+\+ compiler.*apt-get install g\+\+'
+    ):
+        choose_scan("native", CPU, LARGE, fits)
+
+
+@pytest.mark.usefixtures("a_compiler")
+def test_native_does_not_run_on_a_gpu() -> None:
+    with pytest.raises(RuntimeError, match='"native" cannot run on cuda: its kernels run on CPUs'):
+        choose_scan("native", GPU, LARGE, fits)
+
+
+def test_a_compiler_that_fails_is_named_and_auto_goes_on_without(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    broken = tmp_path / "g++"
+    broken.write_text("#!/bin/sh\n[ $1 = --version ] && exit 0\necho 'a.cpp: error: no such instruction' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("RANVIER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(provenance, "cpp_compiler", lambda: str(broken))
+    native_scan._library.cache_clear()
+    native_scan._compiler_version.cache_clear()
+    assert "compiling them failed: a.cpp: error: no such instruction" in str(native_scan.obstacle())
+    assert choose_scan("auto", CPU, 2**10, fits).implementation == "reference"
+    assert list((tmp_path / "cache" / "kernels").iterdir()) == []
+    native_scan._compiler_version.cache_clear()
 
 
 @pytest.mark.usefixtures("triton")

@@ -27,7 +27,7 @@ from ranvier.dynamics import (
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
 on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
-INTERPRETED = Path(__file__).with_name("triton_scan_interpreted.py")
+INTERPRETED = Path(__file__).with_name("test_fused_scan.py")
 PARAMS = {"if": IFParams, "lif": LIFParams, "plif": PLIFParams, "lifb": LIFBParams}
 STEPS = {"if": dynamics.if_step, "lif": dynamics.lif_step, "plif": dynamics.plif_step, "lifb": dynamics.lifb_step}
 
@@ -103,15 +103,15 @@ CASES = [
 def test_compiles_for_gpus_that_are_not_here(
     case: tuple, capability: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ranvier.kernels import triton_scan
+    from ranvier.kernels import fused_scan, triton_scan
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     name, tau, reset, surrogate, steps, dtype, with_state, integer = case
-    constants = triton_scan._Constants.of(name, tau, reset, 0.5, 1.0)
-    view = triton_scan._View(32, 4096, 32) if name == "lifb" else triton_scan._View(1, 2**20, 2**20)
+    constants = triton_scan._Constants.of(fused_scan.Kind(name, reset, True, "triangle", 0.5, 0.5, 1.0, tau))
+    view = fused_scan.View(32, 4096, 32) if name == "lifb" else fused_scan.View(1, 2**20, 2**20)
     learns = name in ("plif", "lifb")
-    forward, backward = view.tile(steps), view.tile(steps, 2 if learns else 1)
-    function, number = triton_scan.SURROGATES[type(surrogate)]
+    forward, backward = triton_scan._Tile.of(view, steps), triton_scan._Tile.of(view, steps, 2 if learns else 1)
+    function, number = fused_scan.SURROGATES[type(surrogate)]
     given = {
         "current": dtype,
         "state": "*fp32" if with_state else None,

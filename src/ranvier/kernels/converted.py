@@ -15,6 +15,7 @@ from ranvier.dynamics import Surrogate
 from ranvier.dynamics.converted import ConvertedState, begin, check_num_channels, converted_step
 from ranvier.dynamics.scan import check_scan, per_channel
 from ranvier.kernels.dispatch import Implementation, choose_scan, compile_whole, run_size
+from ranvier.kernels.fused_scan import NAMES, Backend
 from ranvier.kernels.scan import sizes_open
 
 
@@ -33,7 +34,8 @@ def converted_scan(
     """`ranvier.dynamics.converted_scan`; see there.
 
     Raises:
-        RuntimeError: `compiled` was asked for and cannot run here, or `triton`, which has no kernel for these neurons.
+        RuntimeError: `compiled` was asked for and cannot run here, or `native` or `triton`, which have no kernel for
+            these neurons.
     """
     check_scan(current, None)
     choice = choose_scan(implementation, current.device, run_size(current), _no_kernel)
@@ -49,8 +51,8 @@ def converted_scan(
     return sent, ConvertedState(v, emitted, state.step + len(current))
 
 
-def _no_kernel() -> str:
-    return 'converted neurons have no Triton scan. Use implementation="compiled", which writes Triton kernels for them.'
+def _no_kernel(backend: Backend) -> str:
+    return f'converted neurons have no {NAMES[backend]} scan. Use implementation="compiled".'
 
 
 @functools.cache

@@ -10,14 +10,14 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
+from ranvier import provenance
 from ranvier.checks import check_choice
-from ranvier.provenance import cpp_compiler
 
-Implementation = Literal["auto", "reference", "compiled", "triton"]
-"""`reference` is the loop of `ranvier.dynamics`, `compiled` the same through torch.compile, `triton` one kernel for all
-steps on a GPU; `auto` chooses."""
+Implementation = Literal["auto", "reference", "compiled", "native", "triton"]
+"""`reference` is the loop of `ranvier.dynamics`, `compiled` the same through torch.compile, `native` and `triton` one
+kernel for all steps on a CPU and on a GPU; `auto` chooses."""
 
-IMPLEMENTATIONS = ("auto", "reference", "compiled", "triton")
+IMPLEMENTATIONS = ("auto", "reference", "compiled", "native", "triton")
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -27,6 +27,9 @@ RECOMPILE_LIMIT = 64
 SMALL = 2**16
 """Values per time step below which compiling (seconds, once) does not pay for what it saves (microseconds a call)."""
 
+PAYS = {"native": 2**10, "triton": SMALL}
+"""Values per time step from which one kernel for all steps is faster than the reference."""
+
 ONE_KERNEL = "one kernel forward and one backward run all steps"
 
 
@@ -34,15 +37,15 @@ ONE_KERNEL = "one kernel forward and one backward run all steps"
 class Choice:
     """The implementation that runs and the reason for it."""
 
-    implementation: Literal["reference", "compiled", "triton"]
+    implementation: Literal["reference", "compiled", "native", "triton"]
     reason: str
 
 
 def choose(implementation: Implementation, device: torch.device, values_per_step: int) -> Choice:
     """Decide what runs a whole network, or any function, for a call of this size on this device.
 
-    `auto` does not pick Triton here, on a GPU neither: a network that is compiled whole gets one kernel for each neuron
-    and the normalisation before it, which saves passes over memory that a kernel for the neuron alone must make.
+    `auto` picks no kernel for neurons alone here: a network that is compiled whole gets one kernel for each neuron and
+    the normalisation before it, which saves passes over memory that a kernel for the neuron alone must make.
 
     The choice does not depend on T: T calls of one step run the same code as one call of T steps, which keeps the two
     equal bit for bit.
@@ -54,13 +57,13 @@ def choose(implementation: Implementation, device: torch.device, values_per_step
 
     Raises:
         ValueError: Unknown name.
-        RuntimeError: `compiled` or `triton` was asked for and cannot run; the message says why.
+        RuntimeError: The one that was asked for cannot run; the message says why.
     """
     check_choice("implementation", implementation, IMPLEMENTATIONS)
     if implementation == "reference":
         return Choice("reference", "asked for")
-    if implementation == "triton":
-        return _triton(device, lambda: None)
+    if implementation in ("native", "triton"):
+        return _fused(implementation, device, lambda backend: None)
     if torch.compiler.is_compiling():
         return Choice("reference", "traced into the graph of the model that is being compiled, and fused there")
     obstacle = _obstacle(device.type)
@@ -75,29 +78,34 @@ def choose(implementation: Implementation, device: torch.device, values_per_step
 
 
 def choose_scan(
-    implementation: Implementation, device: torch.device, values_per_step: int, unfit: Callable[[], str | None]
+    implementation: Implementation,
+    device: torch.device,
+    values_per_step: int,
+    unfit: Callable[[Literal["native", "triton"]], str | None],
 ) -> Choice:
-    """Decide what runs one neuron over time: as `choose`, or the Triton scan.
+    """Decide what runs one neuron over time: as `choose`, or one kernel for all steps.
 
-    Where a model is being compiled, `auto` traces the reference, as `choose` says; `triton` stays one operator in it.
+    Where a model is being compiled, `auto` traces the reference, as `choose` says; `native` and `triton` stay one
+    operator in it.
 
     Args:
         implementation: `auto`, or the one that must run.
         device: Where the input lives.
         values_per_step: Elements of one time step, `B * C * H * W`.
-        unfit: Says why the Triton scan cannot run this neuron, None if it can; asked where Triton is.
+        unfit: Says why the kernels of `native` or `triton` cannot run this neuron, None if they can; asked where such
+            kernels can run.
 
     Raises:
         ValueError: Unknown name.
-        RuntimeError: `compiled` or `triton` was asked for and cannot run; the message says why.
+        RuntimeError: The one that was asked for cannot run; the message says why.
     """
     check_choice("implementation", implementation, IMPLEMENTATIONS)
-    if implementation == "triton":
-        return _triton(device, unfit)
+    if implementation in ("native", "triton"):
+        return _fused(implementation, device, unfit)
     if implementation == "auto" and not torch.compiler.is_compiling():
-        pays = device.type == "cuda" and values_per_step >= SMALL
-        if pays and _triton_obstacle(device.type) is None and unfit() is None:
-            return Choice("triton", ONE_KERNEL)
+        backend = _backend(device.type)
+        if backend and values_per_step >= PAYS[backend] and _fused_obstacle(backend) is None and unfit(backend) is None:
+            return Choice(backend, ONE_KERNEL)
     return choose(implementation, device, values_per_step)
 
 
@@ -108,9 +116,11 @@ def explain(device: torch.device | str = "cpu", values_per_step: int = 2**20) ->
     'cpu: reference (10 values a step are fewer than 65536, compiling would not pay)'
     """
     device = torch.device(device)
-    choice = _best(values_per_step, _obstacle(device.type))
-    if device.type == "cuda" and choice.implementation == "compiled":  # Triton is there: compiling needs it too
-        choice = Choice("triton", f"{ONE_KERNEL}; compiled: networks as a whole and neurons without such a kernel")
+    backend = _backend(device.type)
+    if backend and values_per_step >= PAYS[backend] and _fused_obstacle(backend) is None:
+        choice = Choice(backend, f"{ONE_KERNEL}; compiled: networks as a whole and neurons without such a kernel")
+    else:
+        choice = _best(values_per_step, _obstacle(device.type))
     return f"{device.type}: {choice.implementation} ({choice.reason})"
 
 
@@ -148,7 +158,7 @@ def _best(values_per_step: int, obstacle: str | None) -> Choice:
 @cache
 def _obstacle(device_type: str) -> str | None:
     """What keeps torch.compile from running on this kind of device, with the remedy; None if nothing does."""
-    if device_type == "cpu" and cpp_compiler() is None:
+    if device_type == "cpu" and provenance.cpp_compiler() is None:
         return (
             "torch.compile needs a C++ compiler and found none. Install one (Debian: apt-get install g++) or set CXX."
         )
@@ -159,15 +169,42 @@ def _obstacle(device_type: str) -> str | None:
     return None
 
 
+def _backend(device_type: str) -> Literal["native", "triton"] | None:
+    """Whose kernels for all steps run on this kind of device."""
+    backends: dict[str, Literal["native", "triton"]] = {"cpu": "native", "cuda": "triton"}
+    return backends.get(device_type)
+
+
 @cache
-def _triton_obstacle(device_type: str) -> str | None:
-    """What keeps the Triton scan from running on this kind of device, with the remedy; None if nothing does."""
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed. Install it: pip install triton."
-    return None if device_type == "cuda" else _not_interpreted(device_type)
+def _fused_obstacle(backend: Literal["native", "triton"]) -> str | None:
+    """What keeps one kernel for all steps from running here, with the remedy; None if nothing does."""
+    if backend == "triton":
+        missing = importlib.util.find_spec("triton") is None
+        return "Triton is not installed. Install it: pip install triton." if missing else None
+    from ranvier.kernels import native_scan
+
+    return native_scan.obstacle()
 
 
-def _not_interpreted(device_type: str) -> str | None:
+def _fused(
+    backend: Literal["native", "triton"],
+    device: torch.device,
+    unfit: Callable[[Literal["native", "triton"]], str | None],
+) -> Choice:
+    """One kernel for all steps, which was asked for, or the reason why not."""
+    # While a network is compiled, the tracer can import, but not look for packages and compilers.
+    obstacle = None if torch.compiler.is_compiling() else _fused_obstacle(backend)
+    if obstacle is None and _backend(device.type) != backend:
+        obstacle = _elsewhere(backend, device.type)
+    obstacle = obstacle or unfit(backend)
+    if obstacle:
+        raise RuntimeError(f'implementation="{backend}" cannot run on {device.type}: {obstacle}')
+    return Choice(backend, "asked for")
+
+
+def _elsewhere(backend: Literal["native", "triton"], device_type: str) -> str | None:
+    if backend == "native":
+        return 'its kernels run on CPUs. Use implementation="auto".'
     from ranvier.kernels.triton_scan import INTERPRETED
 
     if device_type == "cpu" and INTERPRETED:
@@ -176,18 +213,6 @@ def _not_interpreted(device_type: str) -> str | None:
         'its kernels run on GPUs. Use implementation="auto". To test kernels on a CPU, slowly, set TRITON_INTERPRET=1 '
         "before Python starts."
     )
-
-
-def _triton(device: torch.device, unfit: Callable[[], str | None]) -> Choice:
-    """The Triton scan, which was asked for, or the reason why not."""
-    if torch.compiler.is_compiling():  # the tracer can import, but not look for packages
-        obstacle = None if device.type == "cuda" else _not_interpreted(device.type)
-    else:
-        obstacle = _triton_obstacle(device.type)
-    obstacle = obstacle or unfit()
-    if obstacle:
-        raise RuntimeError(f'implementation="triton" cannot run on {device.type}: {obstacle}')
-    return Choice("triton", "asked for")
 
 
 @cache

@@ -4,8 +4,8 @@
 memory, and the backward pass keeps one tensor of the size of the input and recomputes the rest. T is static; batch and
 feature sizes are dynamic, so a smaller last batch does not compile again.
 
-`triton` is `ranvier.kernels.triton_scan`, for IF, LIF, PLIF and LIFB on a GPU. Other steps are compiled there, which
-writes Triton kernels for them as well.
+`native` and `triton` are `ranvier.kernels.fused_scan`, for IF, LIF, PLIF and LIFB on a CPU and on a GPU. Other steps
+are compiled, which writes a kernel for them as well.
 """
 
 import functools
@@ -19,6 +19,7 @@ from ranvier import dynamics
 from ranvier.dynamics import NeuronState
 from ranvier.dynamics.scan import Step, check_scan
 from ranvier.kernels.dispatch import Choice, Implementation, choose_scan, compile_whole, run_size
+from ranvier.kernels.fused_scan import Backend, fused_scan, unfit
 
 Scan = Callable[..., tuple[Tensor, NeuronState]]
 
@@ -39,18 +40,18 @@ def scan(
         state: Carried from an earlier call, or None for rest.
         params: Frozen dataclass of plain numbers (hashable).
         learned: Tensors that train.
-        implementation: `auto`, `reference`, `compiled`, or `triton` for the steps of IF, LIF, PLIF and LIFB; see
-            `explain`.
+        implementation: `auto`, `reference`, `compiled`, or, for the steps of IF, LIF, PLIF and LIFB, `native` or
+            `triton`; see `explain`.
 
     Raises:
-        RuntimeError: `compiled` or `triton` was asked for and cannot run here.
+        RuntimeError: The one that was asked for cannot run here.
     """
     check_scan(current, state)
     choice = _choose(implementation, step, current, state, params, learned)
     if choice.implementation == "reference":
         return dynamics.scan(step, current, state, params, *learned)
-    if choice.implementation == "triton":
-        return _triton_scan(step, current, state, params, *learned)
+    if choice.implementation in ("native", "triton"):
+        return fused_scan(choice.implementation, step, current, state, params, *learned)
     compiled = _compiled(dynamics.scan, step, params, current.shape[0])
     return compiled(step, sizes_open(current, 1), _state_open(state), params, *map(sizes_open, learned))
 
@@ -70,8 +71,8 @@ def _with_implementation(reference: Scan, step: Step) -> Scan:
         choice = _choose(implementation, step, current, state, params, learned)
         if choice.implementation == "reference":
             return reference(current, state, params, *learned)
-        if choice.implementation == "triton":
-            return _triton_scan(step, current, state, params, *learned)
+        if choice.implementation in ("native", "triton"):
+            return fused_scan(choice.implementation, step, current, state, params, *learned)
         compiled = _compiled(reference, None, params, current.shape[0])
         return compiled(sizes_open(current, 1), _state_open(state), params, *map(sizes_open, learned))
 
@@ -86,20 +87,10 @@ def _choose(
     params: Any,
     learned: tuple[Tensor, ...],
 ) -> Choice:
-    def unfit() -> str | None:
-        from ranvier.kernels import triton_scan
+    def why_not(backend: Backend) -> str | None:
+        return unfit(backend, step, current, state, params, learned)
 
-        return triton_scan.unfit(step, current, state, params, learned)
-
-    return choose_scan(implementation, current.device, run_size(current), unfit)
-
-
-def _triton_scan(
-    step: Step, current: Tensor, state: NeuronState | None, params: Any, *learned: Tensor
-) -> tuple[Tensor, NeuronState]:
-    from ranvier.kernels.triton_scan import triton_scan
-
-    return triton_scan(step, current, state, params, *learned)
+    return choose_scan(implementation, current.device, run_size(current), why_not)
 
 
 @functools.cache

@@ -1,29 +1,20 @@
-"""The scans of IF, LIF, PLIF and LIFB as Triton kernels: all steps in one kernel forward and one backward.
+"""The scans of IF, LIF, PLIF and LIFB as Triton kernels, for GPUs.
 
 Both kernels run one loop over time for a tile of neurons. What differs between neurons (charge, reset, surrogate) are
-small device functions that they take as constants. The order of operations is that of `ranvier.dynamics`, and fused
-multiply-adds are off, so that in float32 spikes and potentials are those of the reference on a CPU, bit for bit. (On a
-GPU torch divides by a number as it multiplies with its inverse: with `tau` not a power of two the eager reference there
-may differ in the last bit.) Gradients agree to rounding.
+small device functions that they take as constants. Fused multiply-adds are off. (On a GPU torch divides by a number as
+it multiplies with its inverse: with `tau` not a power of two the eager reference there may differ in the last bit.)
 
-Forward reads the input once and writes the spikes once. Backward keeps nothing but the input (and the state that came
-in): it recomputes the potentials and holds those of all steps in registers until the loop back has used them. That goes
-up to `HELD_STEPS` steps. Longer runs are cut into segments of that many, forward and backward, which pass the potential
-on through memory: the potentials between segments are recomputed first, which reads the input once more.
+Backward recomputes the potentials and holds those of all steps in registers until the loop back has used them. That
+goes up to `HELD_STEPS` steps. Longer runs are cut into segments of that many, forward and backward, which pass the
+potential on through memory: the potentials between segments are recomputed first, which reads the input once more.
 
-Elements of one step are visited in the order in which they lie in memory, contiguous or channels-last alike. Gradients
-of learned tensors are summed in two stages of fixed order, without atomic operations, and so are deterministic.
-
-The operators `ranvier::triton_scan` and `ranvier::triton_scan_backward` are opaque to torch.compile and torch.export,
-which keep them whole. A program that was exported with them needs `import ranvier.kernels.triton_scan` where it is
-loaded. Gradients of gradients are not defined. This is the file that imports Triton; it is imported where it is used.
+Gradients of learned tensors are summed in two stages of fixed order, without atomic operations. This is the file that
+imports Triton; `ranvier.kernels.fused_scan`, which has the operators, imports it where it is used.
 """
 
 # mypy: disable-error-code="no-untyped-def"
 # Device functions have no Python types.
 
-import math
-from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, no_type_check
 
@@ -32,9 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ranvier import dynamics
-from ranvier.dynamics import ATan, NeuronState, Rectangle, Sigmoid, Triangle
-from ranvier.dynamics.scan import Step
+from ranvier.kernels.fused_scan import Kind, Scan, View
 
 HELD_STEPS = 32
 """Steps whose potentials backward holds in registers, and steps of one launch."""
@@ -44,9 +33,6 @@ REGISTERS = 64
 
 WARPS = 4
 """Warps of a program, each of 32 threads."""
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-"""Inputs that the kernels take. They compute in float32."""
 
 
 # Device functions: charge, and what its gradient gives to the input and to the potential of the step before.
@@ -280,22 +266,6 @@ def _backward_kernel(
         tl.store(partial + row_block * columns + column, tl.sum(total, axis=0)[None, :], mask=column < columns)
 
 
-NEURONS: dict[Step, str] = {
-    dynamics.if_step: "if",
-    dynamics.lif_step: "lif",
-    dynamics.plif_step: "plif",
-    dynamics.lifb_step: "lifb",
-}
-"""Steps that have a kernel, by the name that the operators know them by."""
-
-SURROGATES = {
-    Triangle: ("triangle", "width"),
-    ATan: ("atan", "alpha"),
-    Sigmoid: ("sigmoid", "alpha"),
-    Rectangle: ("rectangle", "width"),
-}
-"""Surrogates that have a device function: its name, and the attribute that is its number."""
-
 RESETS = {"hard": (_hard_reset, _hard_reset_backward), "soft": (_soft_reset, _soft_reset_backward)}
 DERIVATIVES = {"triangle": _triangle, "atan": _atan, "sigmoid": _sigmoid, "rectangle": _rectangle}
 
@@ -304,175 +274,42 @@ INTERPRETED = not isinstance(_forward_kernel, triton.JITFunction)
 """Whether Triton was imported with TRITON_INTERPRET=1, so that kernels run in Python, on a CPU too."""
 
 
-def unfit(step: Step, current: Tensor, state: NeuronState | None, params: Any, learned: Sequence[Tensor]) -> str | None:
-    """Why the kernels cannot run this neuron on this input, and what to do; None if they can.
-
-    Args:
-        step: Step function; those of IF, LIF, PLIF and LIFB have kernels.
-        current: Input, `[T, B, ...]`.
-        state: Carried from an earlier call, or None.
-        params: Parameters of `step`.
-        learned: Tensors that train.
-    """
-    if step not in NEURONS:
-        return (
-            f"the Triton scan has kernels for IF, LIF, PLIF and LIFB, not for {step.__name__}. "
-            'Use implementation="compiled", which writes Triton kernels for any step function.'
-        )
-    for name, tensor in [("current", current), *([] if state is None else [("state.v", state.v)]), *_named(learned)]:
-        if tensor.dtype not in DTYPES:
-            return (
-                f"{name} has dtype {tensor.dtype}, but the Triton scan takes float32, bfloat16 and float16. "
-                'Use implementation="compiled", or convert it.'
-            )
-    if type(params.surrogate) not in SURROGATES:
-        return (
-            f"the Triton scan does not know the surrogate {type(params.surrogate).__name__}, only "
-            f'{", ".join(surrogate.__name__ for surrogate in SURROGATES)}. Use implementation="compiled".'
-        )
-    if NEURONS[step] == "plif" and learned[0].numel() != 1:
-        return (
-            f"decay has shape {list(learned[0].shape)}, but the Triton scan takes one for the layer. "
-            'Use implementation="compiled".'
-        )
-    return None
-
-
-def _named(learned: Sequence[Tensor]) -> Iterator[tuple[str, Tensor]]:
-    return ((f"learned tensor {number}", tensor) for number, tensor in enumerate(learned, 1))
-
-
-def triton_scan(
-    step: Step, current: Tensor, state: NeuronState | None, params: Any, *learned: Tensor
-) -> tuple[Tensor, NeuronState]:
-    """`ranvier.dynamics.scan` for a step and an input that `unfit` has nothing against.
-
-    Args:
-        step: `if_step`, `lif_step`, `plif_step` or `lifb_step`.
-        current: Input, `[T, B, ...]`. Copied if the elements of a step are not dense in memory.
-        state: Carried from an earlier call, or None for rest.
-        params: Parameters of `step`.
-        learned: Tensors that train.
-
-    Returns:
-        Spikes `[T, B, ...]`, dtype of `current`, each step in memory as that of `current`; the state after step T.
-
-    Raises:
-        ValueError: `current` is not `[T, B, C, ...]` with a burst strength for each channel.
-    """
-    neuron = NEURONS[step]
-    rate = excess = None
-    if neuron == "plif":
-        rate = torch.sigmoid(learned[0]).float().reshape(1)
-    if neuron == "lifb":
-        if current.ndim < 3 or current.shape[2] != len(learned[0]):
-            return dynamics.lifb_scan(current, state, params, learned[0])  # raises, and says what is wrong
-        excess = (learned[0] - 1).float()
-    surrogate, number = SURROGATES[type(params.surrogate)]
-    spikes, end = _scan_operator(
-        current,
-        None if state is None else state.v.float(),
-        rate,
-        excess,
-        neuron,
-        params.reset,
-        params.detach_reset,
-        surrogate,
-        float(getattr(params.surrogate, number)),
-        float(params.v_threshold),
-        float(params.v_burst) if neuron == "lifb" else 0.0,
-        float(params.tau) if neuron in ("lif", "lifb") else 1.0,
-    )
-    return spikes, NeuronState(end)
-
-
-# The operators. Their schemas hold tensors and plain values only; device functions are looked up inside.
-
-
-@torch.library.custom_op("ranvier::triton_scan", mutates_args=())
-def _scan_operator(
-    current: Tensor,
-    state: Tensor | None,
-    rate: Tensor | None,
-    excess: Tensor | None,
-    neuron: str,
-    reset: str,
-    detach_reset: bool,
-    surrogate: str,
-    surrogate_number: float,
-    v_threshold: float,
-    v_burst: float,
-    tau: float,
-) -> tuple[Tensor, Tensor]:
-    current = _dense(current)
-    spikes, end = _outputs(current)
-    if end.numel() == 0:
-        return spikes, end
-    constants = _Constants.of(neuron, tau, reset, v_threshold, v_burst)
-    view = _View.of(current, excess is not None)
-    v = None if state is None else _laid_out_as(end, state)
-    for first in range(0, len(current), HELD_STEPS):
+def forward(scan: Scan, spikes: Tensor, end: Tensor) -> None:
+    """Write the spikes and the potential after the last step: see `ranvier.kernels.fused_scan.Kernels`."""
+    v = scan.state
+    for first in range(0, len(scan.current), HELD_STEPS):
         held = slice(first, first + HELD_STEPS)
-        after = end if held.stop >= len(current) else torch.empty_like(end)
-        _run_forward(view, constants, current[held], v, rate, excess, spikes[held], after)
+        after = end if held.stop >= len(scan.current) else torch.empty_like(end)
+        _run_forward(scan, held, v, spikes[held], after)
         v = after
-    return spikes, end
 
 
-@_scan_operator.register_fake
-def _(current, state, rate, excess, *_numbers):
-    return _outputs(_dense(current))
-
-
-@torch.library.custom_op("ranvier::triton_scan_backward", mutates_args=())
-def _scan_backward_operator(
-    grad_spikes: Tensor | None,
-    grad_end: Tensor | None,
-    current: Tensor,
-    state: Tensor | None,
-    rate: Tensor | None,
-    excess: Tensor | None,
-    neuron: str,
-    reset: str,
-    detach_reset: bool,
-    surrogate: str,
-    surrogate_number: float,
-    v_threshold: float,
-    v_burst: float,
-    tau: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of current, state and the learned tensor; of the last two empty ones where there is none."""
-    current = _dense(current)
-    grad_current, end = _outputs(current)
-    learned = excess if rate is None else rate
-    if end.numel() == 0:
-        return (
-            grad_current,
-            torch.empty_like(end) if state is not None else end.new_empty(0),
-            end.new_empty(0) if learned is None else torch.zeros_like(learned),
-        )
-    constants = _Constants.of(neuron, tau, reset, v_threshold, v_burst)
-    view = _View.of(current, excess is not None)
-    grad_spikes = None if grad_spikes is None else _laid_out_as(end, grad_spikes)
-    to_v = None if grad_end is None else _laid_out_as(end, grad_end)
-    starts = [None if state is None else _laid_out_as(end, state)]
-    for first in range(0, len(current) - HELD_STEPS, HELD_STEPS):
-        part, after = current[first : first + HELD_STEPS], torch.empty_like(end)
-        _run_forward(view, constants, part, starts[-1], rate, excess, None, after)
+def backward(
+    scan: Scan, grad_spikes: Tensor | None, grad_end: Tensor | None, grad_current: Tensor, grad_state: Tensor | None
+) -> Tensor | None:
+    """Write and return gradients: see `ranvier.kernels.fused_scan.Kernels`."""
+    view, constants = scan.view, _Constants.of(scan.kind)
+    learned = scan.excess if scan.rate is None else scan.rate
+    like_end = torch.empty_like(grad_current[0], dtype=torch.float32)
+    starts = [scan.state]
+    for first in range(0, len(scan.current) - HELD_STEPS, HELD_STEPS):
+        after = torch.empty_like(like_end)
+        _run_forward(scan, slice(first, first + HELD_STEPS), starts[-1], None, after)
         starts.append(after)
+    to_v = grad_end
     sums = []
     for number in reversed(range(len(starts))):
         held = slice(number * HELD_STEPS, (number + 1) * HELD_STEPS)
-        part, sent = current[held], None if grad_spikes is None else grad_spikes[held]
-        tile = view.tile(len(part), 1 if learned is None else 2)
-        partial = None if learned is None else end.new_empty(tile.num_partial(rate is not None))
-        before = torch.empty_like(end) if number > 0 or state is not None else None
-        with _on(current):
+        part, sent = scan.current[held], None if grad_spikes is None else grad_spikes[held]
+        tile = _Tile.of(view, len(part), 1 if learned is None else 2)
+        partial = None if learned is None else like_end.new_empty(tile.num_partial(scan.rate is not None))
+        before = torch.empty_like(like_end) if number > 0 else grad_state
+        with _on(part):
             _backward_kernel[(tile.programs,)](
                 part,
                 starts[number],
-                rate,
-                excess,
+                scan.rate,
+                scan.excess,
                 sent,
                 to_v,
                 grad_current[held],
@@ -480,7 +317,7 @@ def _scan_backward_operator(
                 partial,
                 part.stride(0),
                 0 if sent is None else sent.stride(0),
-                end.numel(),
+                like_end.numel(),
                 view.rows,
                 view.columns,
                 tile.column_blocks,
@@ -490,12 +327,12 @@ def _scan_backward_operator(
                 constants.charge_backward,
                 constants.reset,
                 constants.reset_backward,
-                detach_reset,
-                DERIVATIVES[surrogate],
-                surrogate_number,
+                scan.kind.detach_reset,
+                DERIVATIVES[scan.kind.surrogate],
+                scan.kind.surrogate_number,
                 constants.leak,
-                v_threshold,
-                v_burst,
+                scan.kind.v_threshold,
+                scan.kind.v_burst,
                 tile.rows,
                 tile.columns,
                 num_warps=WARPS,
@@ -503,50 +340,17 @@ def _scan_backward_operator(
             )
         to_v = before
         sums.append(partial)
-    return (
-        grad_current,
-        end.new_empty(0) if state is None or to_v is None else to_v,
-        end.new_empty(0) if learned is None else _added_up(sums, view, learned, rate is None),
-    )
-
-
-@_scan_backward_operator.register_fake
-def _(grad_spikes, grad_end, current, state, rate, excess, *_numbers):
-    grad_current, end = _outputs(_dense(current))
-    learned = excess if rate is None else rate
-    return (
-        grad_current,
-        end.new_empty(0) if state is None else end,
-        end.new_empty(0) if learned is None else torch.empty_like(learned),
-    )
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.save_for_backward(*inputs[:4])
-    ctx.numbers = inputs[4:]
-    ctx.set_materialize_grads(False)  # the state's is mostly absent, and zeros would be read
-
-
-def _backward(ctx: Any, grad_spikes: Tensor | None, grad_end: Tensor | None) -> tuple[Any, ...]:
-    current, state, rate, excess = ctx.saved_tensors
-    grad_current = grad_state = grad_learned = None
-    if grad_spikes is not None or grad_end is not None:
-        grad_current, grad_state, grad_learned = _scan_backward_operator(
-            grad_spikes, grad_end, current, state, rate, excess, *ctx.numbers
-        )
-    return (
-        grad_current,
-        None if state is None else grad_state,
-        None if rate is None else grad_learned,
-        None if excess is None else grad_learned,
-        *[None] * len(ctx.numbers),
-    )
-
-
-_scan_operator.register_autograd(_backward, setup_context=_setup_context)
+    return None if learned is None else _added_up(sums, view, learned, scan.rate is None)
 
 
 # What kernels are launched with.
+
+
+CHARGES = {
+    "sum": (_sum, _sum_backward),
+    "product": (_leak_by_product, _leak_by_product_backward),
+    "quotient": (_leak_by_quotient, _leak_by_quotient_backward),
+}
 
 
 class _Constants(NamedTuple):
@@ -557,17 +361,11 @@ class _Constants(NamedTuple):
     leak: float
     reset: Any
     reset_backward: Any
-    v_threshold: float
-    v_burst: float
 
     @classmethod
-    def of(cls, neuron: str, tau: float, reset: str, v_threshold: float, v_burst: float) -> "_Constants":
-        numbers = *RESETS[reset], v_threshold, v_burst
-        if neuron == "if":
-            return cls(_sum, _sum_backward, 1.0, *numbers)
-        if neuron == "plif" or math.frexp(tau)[0] == 0.5:  # a power of two: the product has the bits of the quotient
-            return cls(_leak_by_product, _leak_by_product_backward, 1 / tau, *numbers)
-        return cls(_leak_by_quotient, _leak_by_quotient_backward, tau, *numbers)
+    def of(cls, kind: Kind) -> "_Constants":
+        charge, number = kind.charge
+        return cls(*CHARGES[charge], number, *RESETS[kind.reset])
 
 
 class _Tile(NamedTuple):
@@ -579,6 +377,17 @@ class _Tile(NamedTuple):
     column_blocks: int
     all_columns: int
 
+    @classmethod
+    def of(cls, view: View, steps: int, held: int = 1) -> "_Tile":
+        """Tiles for kernels whose threads hold `held` numbers of each step for each element."""
+        steps = triton.next_power_of_2(steps)
+        size = 32 * WARPS * max(1, min(8, REGISTERS // (held * steps)))  # 8: 16 bytes of bfloat16 in one read
+        # Some rows, so that partial sums are few; not so many that the runs of neighbours in memory become short.
+        rows = max(min(8, size // 32), size // triton.next_power_of_2(view.columns))
+        rows = min(triton.next_power_of_2(view.rows), rows)
+        columns = size // rows
+        return cls(rows, columns, triton.cdiv(view.rows, rows), triton.cdiv(view.columns, columns), view.columns)
+
     @property
     def programs(self) -> int:
         return self.row_blocks * self.column_blocks
@@ -588,52 +397,16 @@ class _Tile(NamedTuple):
         return self.programs if one_sum else self.row_blocks * self.all_columns
 
 
-class _View(NamedTuple):
-    """A step in memory as `[rows, columns]`: where channels matter, one column lies in one channel."""
-
-    rows: int
-    columns: int
-    inner: int
-    """Neighbouring columns of one channel."""
-
-    @classmethod
-    def of(cls, current: Tensor, by_channel: bool) -> "_View":
-        numel = current[0].numel()
-        if not by_channel or current.shape[2] == 1:
-            return cls(1, numel, numel)
-        inner = current.stride(2)
-        columns = current.shape[2] * inner
-        return cls(numel // columns, columns, inner)
-
-    def tile(self, steps: int, held: int = 1) -> _Tile:
-        """Tiles for kernels whose threads hold `held` numbers of each step for each element."""
-        steps = triton.next_power_of_2(steps)
-        size = 32 * WARPS * max(1, min(8, REGISTERS // (held * steps)))  # 8: 16 bytes of bfloat16 in one read
-        # Some rows, so that partial sums are few; not so many that the runs of neighbours in memory become short.
-        rows = max(min(8, size // 32), size // triton.next_power_of_2(self.columns))
-        rows = min(triton.next_power_of_2(self.rows), rows)
-        columns = size // rows
-        return _Tile(rows, columns, triton.cdiv(self.rows, rows), triton.cdiv(self.columns, columns), self.columns)
-
-
-def _run_forward(
-    view: _View,
-    constants: _Constants,
-    current: Tensor,
-    state: Tensor | None,
-    rate: Tensor | None,
-    excess: Tensor | None,
-    spikes: Tensor | None,
-    end: Tensor,
-) -> None:
-    """Launch the forward kernel for one segment; without `spikes` for the potential alone."""
-    tile = view.tile(len(current))
+def _run_forward(scan: Scan, held: slice, state: Tensor | None, spikes: Tensor | None, end: Tensor) -> None:
+    """Launch the forward kernel for the steps `held`; without `spikes` for the potential alone."""
+    view, constants, current = scan.view, _Constants.of(scan.kind), scan.current[held]
+    tile = _Tile.of(view, len(current))
     with _on(current):
         _forward_kernel[(tile.programs,)](
             current,
             state,
-            rate,
-            excess,
+            scan.rate,
+            scan.excess,
             spikes,
             end,
             current.stride(0),
@@ -646,8 +419,8 @@ def _run_forward(
             constants.charge,
             constants.reset,
             constants.leak,
-            constants.v_threshold,
-            constants.v_burst,
+            scan.kind.v_threshold,
+            scan.kind.v_burst,
             tile.rows,
             tile.columns,
             num_warps=WARPS,
@@ -655,38 +428,11 @@ def _run_forward(
         )
 
 
-def _added_up(sums: list[Any], view: _View, learned: Tensor, by_channel: bool) -> Tensor:
+def _added_up(sums: list[Any], view: View, learned: Tensor, by_channel: bool) -> Tensor:
     """Partial sums of all launches and programs, added in one order whatever the run."""
     if not by_channel:
         return torch.cat(sums).sum().view(1)
     return torch.cat(sums).view(-1, view.columns).sum(0).view(len(learned), -1).sum(1)
-
-
-def _dense(current: Tensor) -> Tensor:
-    """`current`, or a contiguous copy where the elements of a step are not dense in memory; steps may lie anywhere."""
-    expected = 1
-    axes = [axis for axis in range(1, current.ndim) if current.shape[axis] != 1]
-    for axis in sorted(axes, key=current.stride):
-        if current.stride(axis) != expected:
-            return current.contiguous()
-        expected *= current.shape[axis]
-    return current
-
-
-def _outputs(current: Tensor) -> tuple[Tensor, Tensor]:
-    """New memory for all steps and for one, in float32: each step as in `current`, where steps may lie apart."""
-    shape, step = current.shape[1:], current.stride()[1:]
-    all_steps = current.new_empty_strided(current.shape, (math.prod(shape), *step))
-    return all_steps, current.new_empty_strided(shape, step, dtype=torch.float32)
-
-
-def _laid_out_as(step: Tensor, tensor: Tensor) -> Tensor:
-    """`tensor`, one step or all, or a copy whose steps lie in memory as `step` does."""
-    theirs = zip(tensor.stride()[-step.ndim :], step.stride(), step.shape, strict=True)
-    if all(there == here or size == 1 for there, here, size in theirs):
-        return tensor
-    strides = step.stride() if tensor.ndim == step.ndim else (step.numel(), *step.stride())
-    return tensor.new_empty_strided(tensor.shape, strides).copy_(tensor)
 
 
 def _on(tensor: Tensor) -> AbstractContextManager[None]:

@@ -1,10 +1,12 @@
-"""Triton's kernels, run in Python, against the reference. `test_triton_scan.py` runs this file in a process of its own.
+"""One kernel for all steps against the reference: native ones, and Triton's in its interpreter.
 
-TRITON_INTERPRET=1 must be set before Triton is imported, which torch.compile does. A launch costs milliseconds for each
-program, so inputs stay below a few thousand elements a step.
+Here the native kernels run. `test_triton_scan.py` runs this file once more, in a process of its own with
+TRITON_INTERPRET=1, which must be set before Triton is imported. A launch costs milliseconds there for each program, so
+inputs stay below a few thousand elements a step.
 """
 
 import math
+import os
 from typing import Any
 
 import pytest
@@ -27,9 +29,13 @@ from ranvier.dynamics import (
     Surrogate,
     Triangle,
 )
+from ranvier.kernels import dispatch, fused_scan, native_scan
 
-triton_scan = pytest.importorskip("ranvier.kernels.triton_scan", reason="needs triton")
-HELD_STEPS = triton_scan.HELD_STEPS
+BACKEND: Any = "triton" if os.environ.get("TRITON_INTERPRET") == "1" else "native"
+OBSTACLE = dispatch._fused_obstacle(BACKEND)
+pytestmark = pytest.mark.skipif(OBSTACLE is not None, reason=str(OBSTACLE))
+
+HELD_STEPS = 32
 
 PARAMS = {"if": IFParams, "lif": LIFParams, "plif": PLIFParams, "lifb": LIFBParams}
 SURROGATES = (Triangle(0.5), Triangle(0.8), ATan(2.0), ATan(3.0), Sigmoid(4.0), Rectangle(0.7))
@@ -47,9 +53,15 @@ LAYOUTS = [
 Result = tuple[Tensor, Tensor, list[Tensor | None]]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def interpreter() -> None:
-    assert triton_scan.INTERPRETED, "run with TRITON_INTERPRET=1"
+def test_all_potentials_are_held_up_to_the_same_number_of_steps() -> None:
+    """What the tests of long runs below count on."""
+    if BACKEND == "native":
+        assert native_scan.UNROLLED == HELD_STEPS
+    else:
+        from ranvier.kernels import triton_scan
+
+        assert triton_scan.INTERPRETED
+        assert triton_scan.HELD_STEPS == HELD_STEPS
 
 
 def normal(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -122,7 +134,7 @@ def assert_equal(got: Result, expected: Result, rounding: float = 2e-6) -> None:
         torch.testing.assert_close(ours, theirs, rtol=8 * rounding, atol=8 * rounding * largest)
 
 
-@settings(deadline=None, max_examples=100, derandomize=True)
+@settings(deadline=None, max_examples=60 if BACKEND == "native" else 100, derandomize=True)
 @given(
     name=st.sampled_from(sorted(PARAMS)),
     reset=st.sampled_from(["hard", "soft"]),
@@ -136,7 +148,7 @@ def assert_equal(got: Result, expected: Result, rounding: float = 2e-6) -> None:
     layout=st.sampled_from(LAYOUTS),
     with_state=st.booleans(),
     used=st.sampled_from(["spikes", "both", "both", "state"]),
-    dtype=st.sampled_from([torch.float32, torch.float32, torch.bfloat16, torch.float16]),
+    dtype=st.sampled_from([torch.float32, *fused_scan.DTYPES[BACKEND]]),
     seed=st.integers(0, 10_000),
 )
 def test_equals_the_reference(
@@ -158,7 +170,7 @@ def test_equals_the_reference(
     current = laid_out((1.5 * normal(steps, *shape, seed=seed) + 0.4).to(dtype), layout)
     state = normal(*shape, seed=seed + 3) if with_state else None
     learned = learned_by(name, shape[1], seed + 4)
-    got = run("triton", name, params, current, state, learned, used, seed)
+    got = run(BACKEND, name, params, current, state, learned, used, seed)
     expected = run("reference", name, params, current, state, learned, used, seed)
     # bfloat16 keeps 8 bits and float16 11, of which both sides round away half a last one, or here all of it.
     rounding = {torch.float32: 2e-6, torch.bfloat16: 2**-8, torch.float16: 2**-11}[dtype]
@@ -171,12 +183,12 @@ def test_equals_the_reference(
 
 def test_trace_by_hand() -> None:
     """Charge 0.6 with tau 2: 0.3, 0.45, 0.525. Then a tie and, reset by the binary event, a burst that is a tie too."""
-    lif = kernels.lif_scan(torch.full((4, 1, 1), 0.6), None, LIFParams(), implementation="triton")
+    lif = kernels.lif_scan(torch.full((4, 1, 1), 0.6), None, LIFParams(), implementation=BACKEND)
     assert lif[0].flatten().tolist() == [0, 0, 1, 0]
     assert lif[1].v.item() == pytest.approx(0.3)
     strength = torch.tensor([1.5])
     current = torch.tensor([1.0, 2.0, 0.5, 0.75]).view(4, 1, 1)
-    spikes, state = kernels.lifb_scan(current, None, LIFBParams(), strength, implementation="triton")
+    spikes, state = kernels.lifb_scan(current, None, LIFBParams(), strength, implementation=BACKEND)
     assert spikes.flatten().tolist() == [1, 1.5, 0, 1]  # potentials 0.5, 1, 0.25, 0.5
     assert state.v.item() == 0
 
@@ -191,7 +203,7 @@ def test_long_runs_are_cut_into_segments(name: str, steps: int) -> None:
         (PARAMS[name](surrogate=ATan()), state),
         (PARAMS[name](reset="soft", detach_reset=False, surrogate=ATan()), None),
     ):
-        got = run("triton", name, params, current, start, learned)
+        got = run(BACKEND, name, params, current, start, learned)
         # Differences in rounding pass through up to 67 steps.
         assert_equal(got, run("reference", name, params, current, start, learned), 1e-5)
 
@@ -201,10 +213,10 @@ def test_long_runs_are_cut_into_segments(name: str, steps: int) -> None:
 def test_streaming_equals_one_call_bit_for_bit(name: str, parts: tuple[int, ...]) -> None:
     current, learned = normal(sum(parts), 3, 5, 7, seed=0) + 0.4, learned_by(name, 5, 1)
     scan, params = getattr(kernels, f"{name}_scan"), PARAMS[name](reset="soft")
-    whole, end = scan(current, None, params, *learned, implementation="triton")
+    whole, end = scan(current, None, params, *learned, implementation=BACKEND)
     state, sent = None, []
     for part in current.split(parts):
-        spikes, state = scan(part, state, params, *learned, implementation="triton")
+        spikes, state = scan(part, state, params, *learned, implementation=BACKEND)
         sent.append(spikes)
     assert torch.equal(torch.cat(sent), whole)
     assert state is not None
@@ -214,8 +226,8 @@ def test_streaming_equals_one_call_bit_for_bit(name: str, parts: tuple[int, ...]
 
 def test_gradient_passes_through_carried_state() -> None:
     current = (normal(6, 3, 7, seed=0) + 0.4).requires_grad_()
-    _, state = kernels.lif_scan(current[:3], None, LIFParams(surrogate=ATan()), implementation="triton")
-    late, _ = kernels.lif_scan(current[3:], state, LIFParams(surrogate=ATan()), implementation="triton")
+    _, state = kernels.lif_scan(current[:3], None, LIFParams(surrogate=ATan()), implementation=BACKEND)
+    late, _ = kernels.lif_scan(current[3:], state, LIFParams(surrogate=ATan()), implementation=BACKEND)
     (gradient,) = torch.autograd.grad(late.sum(), current)
     (expected,) = torch.autograd.grad(
         kernels.lif_scan(current, None, LIFParams(surrogate=ATan()), implementation="reference")[0][3:].sum(), current
@@ -240,7 +252,7 @@ def test_burst_strengths_find_their_channels(shape: tuple[int, ...], layout: str
     """Every channel has its own strength; its gradient counts the bursts, each times the upstream gradient."""
     current = laid_out((32 * normal(3, *shape, seed=0)).round() / 32 + 0.5, layout)
     strength = (torch.arange(shape[1]) / 4 - 1).requires_grad_()
-    spikes, _ = kernels.lifb_scan(current, None, LIFBParams(), strength, implementation="triton")
+    spikes, _ = kernels.lifb_scan(current, None, LIFBParams(), strength, implementation=BACKEND)
     expected, _ = kernels.lifb_scan(current, None, LIFBParams(), strength, implementation="reference")
     assert torch.equal(spikes, expected)
     upstream = torch.randint(-8, 8, current.shape, generator=torch.Generator().manual_seed(1)).float()
@@ -253,7 +265,7 @@ def test_burst_strengths_find_their_channels(shape: tuple[int, ...], layout: str
 @pytest.mark.parametrize("name", ["plif", "lifb"])
 def test_learned_gradients_are_the_same_bits_every_time(name: str) -> None:
     current, learned = normal(4, 40, 5, 9, seed=0) + 0.4, learned_by(name, 5, 1)
-    first, second = (run("triton", name, PARAMS[name](), current, None, learned)[2] for _ in range(2))
+    first, second = (run(BACKEND, name, PARAMS[name](), current, None, learned)[2] for _ in range(2))
     for one, other in zip(first, second, strict=True):
         assert one is not None
         assert other is not None
@@ -270,7 +282,7 @@ def test_backward_keeps_only_the_input() -> None:
     current = normal(5, 3, 4, seed=0).requires_grad_()
     strength = torch.ones(4, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        kernels.lifb_scan(current, None, LIFBParams(), strength, implementation="triton")
+        kernels.lifb_scan(current, None, LIFBParams(), strength, implementation=BACKEND)
     assert sum(tensor.numel() for tensor in saved) == current.numel() + strength.numel()
     assert current.data_ptr() in [tensor.data_ptr() for tensor in saved]
 
@@ -284,7 +296,7 @@ def test_all_memory_is_written(name: str) -> None:
     try:
         assert torch.empty(1).isnan()
         for start in (None, state):
-            spikes, end, gradients = run("triton", name, PARAMS[name](), current, start, learned)
+            spikes, end, gradients = run(BACKEND, name, PARAMS[name](), current, start, learned)
             for tensor in (spikes, end, *gradients):
                 assert tensor is not None
                 assert not tensor.isnan().any()
@@ -297,7 +309,7 @@ def test_nan_is_not_hidden() -> None:
     current = normal(4, 2, 5, seed=0)
     current[1, 0, 2] = math.nan
     for surrogate in (Triangle(), ATan(), Sigmoid()):
-        got = run("triton", "lif", LIFParams(surrogate=surrogate), current, None, [])
+        got = run(BACKEND, "lif", LIFParams(surrogate=surrogate), current, None, [])
         expected = run("reference", "lif", LIFParams(surrogate=surrogate), current, None, [])
         assert torch.equal(got[0], expected[0])
         torch.testing.assert_close(got[1], expected[1], equal_nan=True)
@@ -313,7 +325,7 @@ def test_offsets_pass_two_to_the_31() -> None:
     current = memory.as_strided((2, 4, 5), (apart, 5, 1))
     values = normal(2, 4, 5, seed=0, dtype=torch.bfloat16)
     current.copy_(values)
-    got = run("triton", "lif", LIFParams(), current, None, [])
+    got = run(BACKEND, "lif", LIFParams(), current, None, [])
     assert_equal(got, run("reference", "lif", LIFParams(), values, None, []), 2**-8)
 
 
@@ -323,7 +335,7 @@ def test_upstream_gradients_lie_in_any_memory(layout: str) -> None:
     current = (normal(3, 2, 5, 3, 7, seed=0) + 0.4).requires_grad_()
     upstream = laid_out(normal(3, 2, 5, 3, 7, seed=1), layout)
     gradients = []
-    for implementation in ("triton", "reference"):
+    for implementation in (BACKEND, "reference"):
         spikes, end = kernels.lif_scan(current, None, LIFParams(surrogate=ATan()), implementation=implementation)
         gradients += torch.autograd.grad([spikes, end.v], current, [upstream, upstream[0]])
     torch.testing.assert_close(*gradients)
@@ -331,7 +343,7 @@ def test_upstream_gradients_lie_in_any_memory(layout: str) -> None:
 
 def test_no_samples() -> None:
     current, strength = torch.zeros(3, 0, 4, requires_grad=True), torch.ones(4, requires_grad=True)
-    spikes, state = kernels.lifb_scan(current, None, LIFBParams(), strength, implementation="triton")
+    spikes, state = kernels.lifb_scan(current, None, LIFBParams(), strength, implementation=BACKEND)
     assert spikes.shape == (3, 0, 4)
     assert state.v.shape == (0, 4)
     gradients = torch.autograd.grad(spikes.sum(), [current, strength])
@@ -342,14 +354,14 @@ def test_no_samples() -> None:
 def test_the_callers_tensors_stay_as_they_are() -> None:
     current, state = normal(3, 2, 5, seed=0), NeuronState(normal(2, 5, seed=1))
     copies = current.clone(), state.v.clone()
-    kernels.lif_scan(current, state, LIFParams(), implementation="triton")
+    kernels.lif_scan(current, state, LIFParams(), implementation=BACKEND)
     assert torch.equal(current, copies[0])
     assert torch.equal(state.v, copies[1])
 
 
 def test_any_scan_of_a_known_step_runs() -> None:
     current = normal(3, 2, 5, seed=0)
-    spikes, _ = kernels.scan(dynamics.lif_step, current, None, LIFParams(), implementation="triton")
+    spikes, _ = kernels.scan(dynamics.lif_step, current, None, LIFParams(), implementation=BACKEND)
     assert torch.equal(spikes, kernels.lif_scan(current, None, LIFParams(), implementation="reference")[0])
 
 
@@ -358,7 +370,7 @@ def test_half_precision_parameters() -> None:
     for name, numbers in (("plif", torch.tensor(0.3)), ("lifb", torch.tensor([0.003, 0.7, 1.3, 2.1, -0.3]))):
         learned = [numbers.bfloat16()]  # 0.003 - 1 is rounded to -0.99609375: such a burst sends 0.00390625
         current = (2 * normal(3, 4, 5, seed=1) + 0.4).bfloat16()
-        got = run("triton", name, PARAMS[name](), current, None, learned)
+        got = run(BACKEND, name, PARAMS[name](), current, None, learned)
         assert_equal(got, run("reference", name, PARAMS[name](), current, None, learned), 2**-8)
 
 
@@ -377,8 +389,8 @@ def test_what_has_no_kernel_is_refused_with_a_way_out() -> None:
     current = torch.zeros(2, 3, 4)
 
     def refused(step: Any, x: Tensor, state: NeuronState | None, params: Any, *learned: Tensor) -> str:
-        with pytest.raises(RuntimeError, match='implementation="triton" cannot run on cpu: ') as error:
-            kernels.scan(step, x, state, params, *learned, implementation="triton")
+        with pytest.raises(RuntimeError, match=f'implementation="{BACKEND}" cannot run on cpu: ') as error:
+            kernels.scan(step, x, state, params, *learned, implementation=BACKEND)
         assert 'implementation="compiled"' in str(error.value)
         return str(error.value)
 
@@ -388,17 +400,19 @@ def test_what_has_no_kernel_is_refused_with_a_way_out() -> None:
     assert "state.v has dtype torch.float64" in refused(dynamics.lif_step, current, double, LIFParams())
     assert "surrogate Steeper" in refused(dynamics.lif_step, current, None, LIFParams(surrogate=Steeper()))
     assert "decay has shape [4]" in refused(dynamics.plif_step, current, None, PLIFParams(), torch.zeros(4))
-    with pytest.raises(RuntimeError, match=r"converted neurons have no Triton scan.*\"compiled\""):
-        kernels.converted_scan(current, None, torch.ones(3), torch.zeros(1, 3), torch.zeros(3), implementation="triton")
+    with pytest.raises(RuntimeError, match=r"converted neurons have no (native|Triton) scan.*\"compiled\""):
+        kernels.converted_scan(current, None, torch.ones(3), torch.zeros(1, 3), torch.zeros(3), implementation=BACKEND)
     with pytest.raises(ValueError, match="5 burst strengths need"):
-        kernels.lifb_scan(torch.zeros(2, 3, 4), None, LIFBParams(), torch.ones(5), implementation="triton")
+        kernels.lifb_scan(torch.zeros(2, 3, 4), None, LIFBParams(), torch.ones(5), implementation=BACKEND)
 
 
-def test_auto_stays_on_the_cpu_what_it_was() -> None:
-    device = torch.device("cpu")
-    choice = kernels.dispatch.choose_scan("auto", device, 2**10, lambda: None)
-    assert choice.implementation == "reference"
-    assert kernels.dispatch.choose_scan("triton", device, 2**10, lambda: None).implementation == "triton"
+def test_auto() -> None:
+    """Native kernels run where the reference would lose more time than they need; Triton's never on a CPU."""
+    device, fits = torch.device("cpu"), lambda backend: None
+    assert kernels.dispatch.choose_scan(BACKEND, device, 2**10, fits).implementation == BACKEND
+    few = kernels.dispatch.PAYS["native"] - 1
+    assert kernels.dispatch.choose_scan("auto", device, few, fits).implementation == "reference"
+    assert kernels.dispatch.choose_scan("auto", device, few + 1, fits).implementation == "native"
 
 
 NUMBERS = {"detach": ("hard", True, "triangle", 0.5), "differentiate": ("soft", False, "atan", 2.0)}
@@ -410,22 +424,22 @@ def test_operators_pass_opcheck(name: str, numbers: str) -> None:
     current, state = normal(3, 2, 4, 5, seed=0).requires_grad_(), normal(2, 4, 5, seed=1).requires_grad_()
     rate = torch.tensor([0.3], requires_grad=True) if name == "plif" else None
     excess = normal(4, seed=2).requires_grad_() if name == "lifb" else None
-    others = name, *NUMBERS[numbers], 0.5, 1.0, 3.0
+    others = BACKEND, name, *NUMBERS[numbers], 0.5, 1.0, 3.0
     for start in (None, state):
-        opcheck(triton_scan._scan_operator, (current, start, rate, excess, *others))
+        opcheck(fused_scan._scan_operator, (current, start, rate, excess, *others))
     detached = [None if tensor is None else tensor.detach() for tensor in (current, state, rate, excess)]
     upstream = normal(3, 2, 4, 5, seed=3), normal(2, 4, 5, seed=4)
-    opcheck(triton_scan._scan_backward_operator, (*upstream, *detached, *others))
-    opcheck(triton_scan._scan_backward_operator, (upstream[0], None, *detached, *others))
+    opcheck(fused_scan._scan_backward_operator, (*upstream, *detached, *others))
+    opcheck(fused_scan._scan_backward_operator, (upstream[0], None, *detached, *others))
 
 
 class Network(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.linear = nn.TimeFolded(torch.nn.Linear(6, 8))
-        self.lifb = nn.LIFB(8, implementation="triton")
-        self.plif = nn.PLIF(8, implementation="triton")
-        self.readout = nn.LIF(8, implementation="triton")
+        self.lifb = nn.LIFB(8, implementation=BACKEND)
+        self.plif = nn.PLIF(8, implementation=BACKEND)
+        self.readout = nn.LIF(8, implementation=BACKEND)
 
     def forward(self, x: Tensor) -> Tensor:
         spikes, state = self.readout(self.plif(self.lifb(self.linear(x))), return_state=True)
@@ -450,7 +464,7 @@ def test_a_network_is_exported_with_its_operators() -> None:
     batch = torch.export.Dim("batch", min=1, max=64)
     program = torch.export.export(network, (x,), dynamic_shapes=({1: batch},))
     operators = [str(node.target) for node in program.graph.nodes if "ranvier" in str(node.target)]
-    assert operators == ["ranvier.triton_scan.default"] * 3
+    assert operators == ["ranvier.fused_scan.default"] * 3
     assert torch.equal(program.module()(x), network(x))
     more = normal(4, 9, 6, seed=1) * 4
     assert torch.equal(program.module()(more), network(more))
@@ -463,6 +477,12 @@ def test_in_a_model_that_is_compiled_auto_is_traced() -> None:
     assert not [node for node in program.graph.nodes if "ranvier" in str(node.target)]
 
 
-def test_each_device_function_has_a_surrogate() -> None:
-    assert {name for name, _ in triton_scan.SURROGATES.values()} == set(triton_scan.DERIVATIVES)
-    assert set(triton_scan.NEURONS) == set(STEPS.values())
+def test_every_surrogate_and_neuron_has_a_kernel() -> None:
+    assert set(fused_scan.NEURONS) == set(STEPS.values())
+    for surrogate, (name, attribute) in fused_scan.SURROGATES.items():
+        assert getattr(surrogate(), attribute) > 0
+        params = LIFParams(surrogate=surrogate())
+        kernels.lif_scan(torch.ones(1, 1, 3, requires_grad=True), None, params, implementation=BACKEND)[
+            0
+        ].sum().backward()
+        assert name in ("triangle", "atan", "sigmoid", "rectangle")

@@ -1,0 +1,275 @@
+// All steps of a neuron, forward and backward, on a CPU. native_scan.py compiles this file for one kind of neuron:
+//
+//   CHARGE     0 sum, 1 product, 2 quotient      h = v + x,  v + (x - v) leak,  v + (x - v) / leak
+//   SOFT       reset: 0 hard, 1 soft             v = h (1 - fired),  h - v_threshold fired
+//   DETACH     1: the gradient ignores the reset
+//   SURROGATE  0 triangle, 1 atan, 2 sigmoid, 3 rectangle
+//   LEARNS     0 nothing, 1 the leak, 2 what a burst sends
+//   BFLOAT16   type of what comes in and goes out: 0 float, 1 bfloat16
+//   STEPS      T, so that loops unroll and all potentials are held in registers; 0: any T
+//
+// A line of neurons goes through all steps while its potentials are in registers. Lines of all steps are then fetched
+// side by side, which keeps the memory busier than one long run after another does.
+//
+// Order of operations as in ranvier.dynamics; compiled without fused multiply-adds.
+
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#if defined(__AVX__) && !defined(__clang__)
+#include <immintrin.h>
+#endif
+
+#define INLINE inline __attribute__((always_inline))
+#if STEPS
+#define FOR_ALL_STEPS _Pragma("GCC unroll 32")
+#else
+#define FOR_ALL_STEPS
+#endif
+
+namespace {
+
+#if BFLOAT16
+using Element = uint16_t;
+#else
+using Element = float;
+#endif
+
+constexpr int LINE = 16;  // a cache line of floats; wider vectors are not kept in registers
+
+// A line of neurons. The compiler maps arithmetic on them to what the processor has.
+typedef float Float __attribute__((vector_size(4 * LINE)));
+typedef int32_t Int __attribute__((vector_size(4 * LINE)));
+typedef uint32_t Bits __attribute__((vector_size(4 * LINE)));
+typedef uint16_t Half __attribute__((vector_size(2 * LINE)));
+
+INLINE Float all(float value) { return Float{} + value; }
+
+// The first `count` lanes from memory, 0 in the others; and to memory.
+INLINE Float load(const float* from, int64_t count) {
+    Float value{};
+    std::memcpy(&value, from, count * sizeof *from);
+    return value;
+}
+INLINE void store(float* to, Float value, int64_t count) { std::memcpy(to, &value, count * sizeof *to); }
+
+#if BFLOAT16
+INLINE Float load(const Element* from, int64_t count) {  // the upper half of a float
+    Half half{};
+    std::memcpy(&half, from, count * sizeof *from);
+    return (Float)(__builtin_convertvector(half, Bits) << 16);
+}
+INLINE Half narrow(Float value) {  // to the nearest, ties to even; NaN stays NaN
+    Bits bits = (Bits)value, rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
+    return __builtin_convertvector(value == value ? rounded : Bits{} + 0x7FC0, Half);
+}
+#else
+INLINE Float narrow(Float value) { return value; }
+#endif
+
+// Writes what goes out. Past the caches, a whole line is not read before it is written; `to` must then be aligned.
+template <bool PAST_CACHES>
+INLINE void send(Element* to, Float value, int64_t count) {
+    const auto sent = narrow(value);
+#if defined(__clang__)
+    if (PAST_CACHES && count == LINE) return __builtin_nontemporal_store(sent, (decltype(narrow(value))*)to);
+#elif defined(__AVX__) && BFLOAT16
+    if (PAST_CACHES && count == LINE) return _mm256_stream_si256((__m256i*)to, (__m256i)sent);
+#elif defined(__AVX512F__)
+    if (PAST_CACHES && count == LINE) return _mm512_stream_ps(to, (__m512)sent);
+#endif
+    std::memcpy(to, &sent, count * sizeof *to);
+}
+
+INLINE Float charge(Float x, Float v, float leak) {
+    return CHARGE == 0 ? v + x : CHARGE == 1 ? v + (x - v) * leak : v + (x - v) / leak;
+}
+
+INLINE Float at_least(Float u) { return u >= 0 ? all(1) : all(0); }
+
+INLINE Float reset(Float h, Float fired, float v_threshold) {
+    return SOFT ? h - v_threshold * fired : h * (1 - fired);
+}
+
+INLINE Float abs(Float u) { return (Float)((Bits)u & 0x7FFFFFFF); }
+
+// e^x for x <= 0, to two units in the last place.
+INLINE Float exponential(Float x) {
+    Float y = x > -87.0f ? x : all(-87);
+    Int whole = __builtin_convertvector(y * 1.44269504f - 0.5f, Int);  // rounds towards 0: to the nearest
+    Float n = __builtin_convertvector(whole, Float);
+    Float r = y - n * 0.693359375f + n * 2.12194440e-4f;
+    Float p = all(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    return x == x ? p * (Float)((whole + 127) << 23) : x;
+}
+
+// Derivative of the surrogate of ranvier.dynamics.surrogate; `number` is its width or alpha.
+INLINE Float slope(Float u, float number) {
+#if SURROGATE == 0
+    Float height = 1 / number - abs(u) * (1 / (number * number));
+    return height < 0 ? all(0) : height;  // as torch's clamp, lets NaN through: training stops at it
+#elif SURROGATE == 1
+    Float x = 1.57079632679489662f * number * u;
+    return number / 2 / (1 + x * x);
+#elif SURROGATE == 2
+    Float e = exponential(-abs(number * u));
+    return number * e / ((1 + e) * (1 + e));
+#else
+    return abs(u) < number ? all(1 / (2 * number)) : all(0);
+#endif
+}
+}  // namespace
+
+// What both functions are given: `_Work` in native_scan.py.
+struct Work {
+    const Element* current;  // [steps, numel], `apart` elements from step to step
+    const float* state;      // [numel], or null
+    const float* gain;       // what a burst sends beyond a spike, [columns + LINE], beginning anew at `columns`
+    int64_t steps, numel, apart, columns, inner, chunks, threads, past_caches;
+    float leak, v_threshold, v_burst, number;
+};
+
+namespace {
+
+// The first neuron of a chunk. All but the last chunk end with a cache line.
+int64_t begin_of(const Work& work, int64_t chunk) {
+    const int64_t lines = (work.numel + LINE - 1) / LINE;
+    const int64_t begin = (lines * chunk / work.chunks) * LINE;
+    return begin < work.numel ? begin : work.numel;
+}
+
+template <bool PAST_CACHES>
+INLINE void forward_line(const Work& work, int64_t at, int64_t count, Element* spikes, float* end) {
+    Float v = work.state ? load(work.state + at, count) : all(0);
+    const Float gain = LEARNS == 2 ? load(work.gain + at % work.columns, count) : all(0);
+    const Element* x = work.current + at;
+    Element* sent = spikes + at;
+    FOR_ALL_STEPS
+    for (int64_t t = 0; t < (STEPS ? STEPS : work.steps); ++t, x += work.apart, sent += work.numel) {
+        const Float h = charge(load(x, count), v, work.leak);
+        const Float fired = at_least(h - work.v_threshold);
+        v = reset(h, fired, work.v_threshold);
+        send<PAST_CACHES>(sent, LEARNS == 2 ? fired + gain * at_least(h - work.v_burst) : fired, count);
+    }
+    store(end + at, v, count);
+}
+
+struct Gradients {
+    const Element* spikes;  // [steps, numel], `apart` elements from step to step, or null
+    int64_t apart;
+    const float* end;  // [numel], or null
+    Element* current;  // [steps, numel]
+    float* state;      // [numel], or null
+};
+
+const Element NONE[LINE] = {};
+
+// `held` has room for 2 * steps * LINE numbers; `sums` takes the gradient of what is learned, one for each channel.
+template <bool PAST_CACHES>
+INLINE void backward_line(const Work& work, int64_t at, int64_t count, const Gradients& gradients, float* held,
+                          double* sums) {
+    const int64_t steps = STEPS ? STEPS : work.steps;
+    Float registers[STEPS ? 2 * STEPS : 1];
+    Float* potentials = STEPS ? registers : reinterpret_cast<Float*>(held);
+    Float* drives = potentials + steps;  // x - v
+    Float v = work.state ? load(work.state + at, count) : all(0);
+    const Float gain = LEARNS == 2 ? load(work.gain + at % work.columns, count) : all(0);
+    const Element* x = work.current + at;
+    FOR_ALL_STEPS
+    for (int64_t t = 0; t < steps; ++t, x += work.apart) {
+        const Float input = load(x, count), h = charge(input, v, work.leak);
+        potentials[t] = h;
+        if (LEARNS == 1) drives[t] = input - v;
+        v = reset(h, at_least(h - work.v_threshold), work.v_threshold);
+    }
+    Float to_v = gradients.end ? load(gradients.end + at, count) : all(0);
+    Float total = all(0);
+    const Element* upstream = gradients.spikes ? gradients.spikes + at : NONE;
+    const int64_t apart = gradients.spikes ? gradients.apart : 0;
+    FOR_ALL_STEPS
+    for (int64_t t = steps - 1; t >= 0; --t) {
+        const Float g = load(upstream + t * apart, count);
+        const Float h = potentials[t], u = h - work.v_threshold, fired = at_least(u);
+        const Float to_fired = SOFT ? -work.v_threshold * to_v : -to_v * h;
+        Float to_h = SOFT ? to_v : to_v * (1 - fired);
+        to_h += (DETACH ? g : g + to_fired) * slope(u, work.number);
+        if (LEARNS == 2) {
+            const Float above = h - work.v_burst;
+            to_h += g * gain * slope(above, work.number);
+            total += g * at_least(above);
+        }
+        if (LEARNS == 1) total += to_h * drives[t];
+        const Float to_x = CHARGE == 0 ? to_h : CHARGE == 1 ? to_h * work.leak : to_h / work.leak;
+        to_v = CHARGE == 0 ? to_h : to_h - to_x;
+        send<PAST_CACHES>(gradients.current + t * work.numel + at, to_x, count);
+    }
+    if (gradients.state) store(gradients.state + at, to_v, count);
+    if (LEARNS == 1)
+        for (int64_t lane = 0; lane < count; ++lane) sums[0] += total[lane];
+    if (LEARNS == 2) {
+        const int64_t column = at % work.columns;
+        if (column % work.inner + count <= work.inner) {  // all in one channel
+            double sum = 0;
+            for (int64_t lane = 0; lane < count; ++lane) sum += total[lane];
+            sums[column / work.inner] += sum;
+        } else if (work.inner == 1 && column + count <= work.columns) {
+            for (int64_t lane = 0; lane < count; ++lane) sums[column + lane] += total[lane];
+        } else {
+            for (int64_t lane = 0; lane < count; ++lane) sums[(column + lane) % work.columns / work.inner] += total[lane];
+        }
+    }
+}
+
+template <bool PAST_CACHES>
+void forward_all(const Work* given, Element* spikes, float* end) {
+#pragma omp parallel for schedule(static) num_threads(given->threads)
+    for (int64_t chunk = 0; chunk < given->chunks; ++chunk) {
+        const Work work = *given;  // of this thread alone: the compiler then knows that no store changes it
+        const int64_t last = begin_of(work, chunk + 1);
+        int64_t at = begin_of(work, chunk);
+        for (; at + LINE <= last; at += LINE) forward_line<PAST_CACHES>(work, at, LINE, spikes, end);
+        if (at < last) forward_line<false>(work, at, last - at, spikes, end);
+    }
+}
+
+template <bool PAST_CACHES>
+void backward_all(const Work* given, const Gradients* grads, double* sums) {
+#pragma omp parallel num_threads(given->threads)
+    {
+        const Work work = *given;  // of this thread alone, as above
+        const Gradients gradients = *grads;
+        const int64_t channels = LEARNS == 2 ? work.columns / work.inner : 1;
+        float* held = STEPS ? nullptr : static_cast<float*>(std::aligned_alloc(64, 2 * work.steps * sizeof(Float)));
+#pragma omp for schedule(static)
+        for (int64_t chunk = 0; chunk < work.chunks; ++chunk) {
+            const int64_t last = begin_of(work, chunk + 1);
+            int64_t at = begin_of(work, chunk);
+            double* own = LEARNS ? sums + chunk * channels : nullptr;
+            for (; at + LINE <= last; at += LINE)
+                backward_line<PAST_CACHES>(work, at, LINE, gradients, held, own);
+            if (at < last) backward_line<false>(work, at, last - at, gradients, held, own);
+        }
+        std::free(held);
+    }
+}
+
+}  // namespace
+
+extern "C" void forward(const Work* work, Element* spikes, float* end) {
+    if (work->past_caches) forward_all<true>(work, spikes, end);
+    else forward_all<false>(work, spikes, end);
+}
+
+// `sums`, [chunks, channels], takes the gradient of what is learned, for each chunk.
+extern "C" void backward(const Work* work, const Element* grad_spikes, int64_t grad_apart, const float* grad_end,
+                         Element* grad_current, float* grad_state, double* sums) {
+    const Gradients gradients{grad_spikes, grad_apart, grad_end, grad_current, grad_state};
+    if (work->past_caches) backward_all<true>(work, &gradients, sums);
+    else backward_all<false>(work, &gradients, sums);
+}

@@ -1,0 +1,206 @@
+"""The scans of IF, LIF, PLIF and LIFB in C++, for CPUs.
+
+The source, `native_scan.cpp`, is compiled for one kind of neuron, dtype and T when they first run (half a second), and
+kept in the cache folder. Sizes, strides and numbers are arguments: another batch compiles nothing again.
+
+A line of neurons goes through all steps while its potentials are in registers, and memory is read and written
+once: forward reads the input and writes the spikes, backward reads the input and the gradient of the spikes and writes
+that of the input.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ranvier import provenance
+from ranvier.kernels.fused_scan import Kind, Scan, View
+
+SOURCE = Path(__file__).with_suffix(".cpp")
+
+FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-march=native",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-Wno-psabi",
+    "-fopenmp",
+    "-shared",
+    "-fPIC",
+)
+"""No fused multiply-adds, and nothing else that changes a result: spikes are compared bit for bit."""
+
+CHUNKS = 256
+"""Parts that threads take in turn. Sums over each are added in one order, however many threads there are."""
+
+LINE = 16
+"""Neurons that the source takes at once."""
+
+PAST_CACHES = 2**25
+"""Bytes of an output from which it is written past the caches: none of it would be left there to be read."""
+
+UNROLLED = 32
+"""Steps up to which each T has loops of its own, which hold all potentials in registers."""
+
+ALONE = 2**15
+"""Values below which a second thread costs more than it saves."""
+
+
+class _Work(ctypes.Structure):
+    """What both functions are given: `Work` in the source."""
+
+    _fields_ = (
+        ("current", ctypes.c_void_p),
+        ("state", ctypes.c_void_p),
+        ("gain", ctypes.c_void_p),
+        ("steps", ctypes.c_int64),
+        ("numel", ctypes.c_int64),
+        ("apart", ctypes.c_int64),
+        ("columns", ctypes.c_int64),
+        ("inner", ctypes.c_int64),
+        ("chunks", ctypes.c_int64),
+        ("threads", ctypes.c_int64),
+        ("past_caches", ctypes.c_int64),
+        ("leak", ctypes.c_float),
+        ("v_threshold", ctypes.c_float),
+        ("v_burst", ctypes.c_float),
+        ("number", ctypes.c_float),
+    )
+
+
+def _work(scan: Scan, gain: Tensor | None) -> _Work:
+    """What the functions are given; `gain` is that of each column, see `_gain`."""
+    current, kind = scan.current, scan.kind
+    steps, numel = len(current), current[0].numel()
+    return _Work(
+        current.data_ptr(),
+        _address(scan.state),
+        _address(gain),
+        steps,
+        numel,
+        current.stride(0),
+        scan.view.columns,
+        scan.view.inner,
+        CHUNKS,
+        1 if steps * numel < ALONE else torch.get_num_threads(),
+        numel % LINE == 0 and steps * numel * current.element_size() >= PAST_CACHES,
+        kind.charge[1] if scan.rate is None else scan.rate.item(),
+        kind.v_threshold,
+        kind.v_burst,
+        kind.surrogate_number,
+    )
+
+
+def _gain(scan: Scan) -> Tensor | None:
+    """What a burst sends beyond a spike, for each column of the view and, beginning anew, for those of a line more."""
+    if scan.excess is None:
+        return None
+    columns = scan.excess.repeat_interleave(scan.view.columns // len(scan.excess))
+    return columns.repeat(1 + -(-LINE // len(columns)))[: len(columns) + LINE].contiguous()
+
+
+def forward(scan: Scan, spikes: Tensor, end: Tensor) -> None:
+    """Write the spikes and the potential after the last step: see `ranvier.kernels.fused_scan.Kernels`."""
+    library = _library(_constants(scan))
+    gain = _gain(scan)
+    library.forward(ctypes.byref(_work(scan, gain)), _address(spikes), _address(end))
+
+
+def backward(
+    scan: Scan, grad_spikes: Tensor | None, grad_end: Tensor | None, grad_current: Tensor, grad_state: Tensor | None
+) -> Tensor | None:
+    """Write and return gradients: see `ranvier.kernels.fused_scan.Kernels`."""
+    learned = scan.excess if scan.rate is None else scan.rate
+    partial = None if learned is None else torch.zeros(CHUNKS, len(learned), dtype=torch.float64)
+    library = _library(_constants(scan))
+    gain = _gain(scan)
+    library.backward(
+        ctypes.byref(_work(scan, gain)),
+        _address(grad_spikes),
+        0 if grad_spikes is None else grad_spikes.stride(0),
+        _address(grad_end),
+        _address(grad_current),
+        _address(grad_state),
+        _address(partial),
+    )
+    return None if partial is None else partial.sum(0).float()
+
+
+@functools.cache
+def obstacle() -> str | None:
+    """What keeps the kernels from being compiled here, with the remedy; None if nothing does."""
+    if sys.platform == "win32":
+        return 'they are made for g++ and clang++, which Windows lacks. Use implementation="compiled".'
+    if provenance.cpp_compiler() is None:
+        return "they need a C++ compiler and found none. Install one (Debian: apt-get install g++) or set CXX."
+    try:
+        nothing = torch.empty(1, 1)
+        kind = Kind("if", "hard", True, "triangle", 0.5, 0.5, 0.0, 1.0)
+        _library(_constants(Scan(kind, View.of(nothing, by_channel=False), nothing, None, None, None)))
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        return f'{error}. Use implementation="compiled".'
+    return None
+
+
+def _constants(scan: Scan) -> tuple[str, ...]:
+    """Definitions that the source is compiled with."""
+    kind, steps = scan.kind, len(scan.current)
+    numbers = {
+        "CHARGE": ("sum", "product", "quotient").index(kind.charge[0]),
+        "SOFT": int(kind.reset == "soft"),
+        "DETACH": int(kind.detach_reset),
+        "SURROGATE": ("triangle", "atan", "sigmoid", "rectangle").index(kind.surrogate),
+        "LEARNS": {"plif": 1, "lifb": 2}.get(kind.neuron, 0),
+        "BFLOAT16": int(scan.current.dtype == torch.bfloat16),
+        "STEPS": steps if steps <= UNROLLED else 0,
+    }
+    return tuple(f"-D{name}={number}" for name, number in numbers.items())
+
+
+@functools.cache
+def _library(definitions: tuple[str, ...]) -> ctypes.CDLL:
+    """The source compiled with these definitions, from the cache folder if it was compiled before.
+
+    Raises:
+        RuntimeError: the compiler failed.
+    """
+    command = [str(provenance.cpp_compiler()), *FLAGS, *definitions]
+    made_of = [SOURCE.read_text(), *command, _compiler_version(), provenance.processor_features()]
+    key = hashlib.sha256("\n".join(made_of).encode()).hexdigest()[:24]
+    path = provenance.cache_folder() / "kernels" / f"{SOURCE.stem}-{key}.so"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Compiled beside its place and moved there, so that another process finds all of it or nothing.
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            made = Path(folder, path.name)
+            command += ["-o", str(made), str(SOURCE)]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+            if done.returncode:
+                reason = next((line for line in done.stderr.splitlines() if "error" in line), f"exit {done.returncode}")
+                raise RuntimeError(f"compiling them failed: {reason}")
+            os.replace(made, path)
+    library = ctypes.CDLL(str(path))
+    pointer, integer = ctypes.c_void_p, ctypes.c_int64
+    library.forward.argtypes = [ctypes.POINTER(_Work), pointer, pointer]
+    library.backward.argtypes = [ctypes.POINTER(_Work), pointer, integer, *[pointer] * 4]
+    library.forward.restype = library.backward.restype = None
+    return library
+
+
+@functools.cache
+def _compiler_version() -> str:
+    return subprocess.run(
+        [str(provenance.cpp_compiler()), "--version"], capture_output=True, text=True, check=True
+    ).stdout
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
