@@ -11,6 +11,12 @@ dense random upstream gradient. Before anything is timed, spikes and gradients o
 of the reference; if one disagrees, nothing is timed. All contenders take turns in every round, so that a machine that
 slows down slows all. Stated are medians over the rounds, their range, and medians of the ratios round by round.
 
+Two of our other neurons, PLIF and LIFB, and norse's box neuron take part in time only: they compute something else
+(norse has none of these surrogates, and differentiates its reset).
+
+Extra memory is what a pass adds to the resident memory of the process at its peak, on Linux, or to what torch has
+allocated on a GPU. A process that keeps freed memory (GLIBC_TUNABLES, MALLOC_MMAP_MAX_) shows too little of it.
+
 The physical yardstick is the copy, which reads and writes the input once. A neuron pass that keeps only its input reads
 it twice, reads the upstream gradient once, and writes spikes and gradient: 2.5 copies.
 """
@@ -24,11 +30,12 @@ from importlib import metadata
 from typing import Any
 
 import torch
+from peak_memory import extra_bytes
 from torch import Tensor
 
 from ranvier import kernels, provenance
 from ranvier.atomic import write_json
-from ranvier.dynamics import ATan, LIFParams, Triangle
+from ranvier.dynamics import ATan, LIFBParams, LIFParams, PLIFParams, Triangle
 
 Pass = Callable[[Tensor], Tensor]
 """Spikes `[T, B, ...]` for an input that has a gradient."""
@@ -92,6 +99,35 @@ def ranvier(implementation: str) -> Callable[[str, str, torch.device], Pass]:
         return lambda x: kernels.lif_scan(x, None, params, implementation=implementation)[0]
 
     return build
+
+
+def other_neuron(name: str) -> Callable[[str, str, torch.device], Pass]:
+    def build(reset: Any, surrogate: str, device: torch.device) -> Pass:
+        numbers = {"v_threshold": 1.0, "reset": reset, "surrogate": SURROGATES[surrogate]}
+        if name == "plif":
+            decay = torch.zeros((), device=device, requires_grad=True)
+            return lambda x: kernels.plif_scan(x, None, PLIFParams(**numbers), decay)[0]
+        strengths: dict[int, Tensor] = {}
+
+        def lifb(x: Tensor) -> Tensor:
+            strength = strengths.setdefault(x.shape[2], torch.ones(x.shape[2], device=device, requires_grad=True))
+            return kernels.lifb_scan(x, None, LIFBParams(**numbers), strength)[0]
+
+        return lifb
+
+    return build
+
+
+def norse(reset: str, surrogate: str, device: torch.device) -> Pass:
+    try:
+        from norse.torch import LIFBoxCell, LIFBoxParameters, Lift
+    except ImportError as error:
+        raise MissingError(f"{error}: pip install --no-deps -r benchmarks/requirements.txt") from None
+    if reset == "soft":
+        raise MissingError("it has a hard reset only")
+    box = LIFBoxParameters(tau_mem_inv=torch.tensor(500.0), v_th=torch.tensor(1.0), method="super")  # dt = 1 ms
+    layer = Lift(LIFBoxCell(p=box)).to(device)
+    return lambda x: layer(x)[0]
 
 
 def unbind_loop(compiled: bool) -> Callable[[str, str, torch.device], Pass]:
@@ -164,7 +200,6 @@ def snntorch(unbound: bool) -> Callable[[str, str, torch.device], Pass]:
 CONTENDERS = {
     OURS: ranvier("auto"),
     "ranvier, compiled": ranvier("compiled"),
-    "ranvier, Triton": ranvier("triton"),
     "ranvier, reference": ranvier("reference"),
     "loop over unbind, torch.compile": unbind_loop(True),
     "loop over unbind": unbind_loop(False),
@@ -172,7 +207,11 @@ CONTENDERS = {
     "SpikingJelly": spikingjelly(False),
     "snnTorch, loop over unbind": snntorch(True),
     "snnTorch, loop over x[t]": snntorch(False),
+    "norse, Lift(LIFBoxCell)": norse,
+    "ranvier, PLIF": other_neuron("plif"),
+    "ranvier, LIFB": other_neuron("lifb"),
 }
+COMPUTE_SOMETHING_ELSE = ("norse, Lift(LIFBoxCell)", "ranvier, PLIF", "ranvier, LIFB")
 SCALES_ITS_INPUT = {name: 1.0 if "snnTorch" not in name else 0.5 for name in CONTENDERS}
 """snnTorch does not scale its input with 1 / tau: it gets a scaled one, and no time is counted for that."""
 
@@ -217,6 +256,10 @@ class Case:
             del kept
         return elapsed
 
+    def extra_bytes(self, name: str) -> int | None:
+        """What a pass of a contender adds to the memory in use, at its peak."""
+        return extra_bytes(lambda: self.run(name), self.device)
+
     def wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
@@ -227,23 +270,27 @@ class Case:
         self.rate = expected.mean().item()
         for name in self.passes:
             spikes, gradient = self.run(name)
+            if name in COMPUTE_SOMETHING_ELSE:
+                continue
             share = (spikes != expected).float().mean().item()
             distance = ((gradient * SCALES_ITS_INPUT[name] - wanted).norm() / wanted.norm()).item()
             if not (share <= SPIKES_MAY_DIFFER and distance <= GRADIENTS_MAY_DIFFER):
                 yield f"{self.name}: {name}: {share:.2%} of the spikes differ, gradients by {distance:.1e}"
 
 
-HEADER = f"| | | rate | median ms | range | / {COPY} | / {OURS} |\n|---|---|---|---|---|---|---|"
+HEADER = f"| | | rate | median ms | range | / {COPY} | / {OURS} | extra MB |\n|---|---|---|---|---|---|---|---|"
 
 
-def rows(case: Case, seconds: dict[str, list[float]]) -> Iterator[str]:
+def rows(case: Case, seconds: dict[str, list[float]], extra: dict[str, int | None]) -> Iterator[str]:
     for name, values in seconds.items():
         against = [
             statistics.median(a / b for a, b in zip(values, seconds[other], strict=True)) for other in (COPY, OURS)
         ]
         median, least, most = (1e3 * value for value in (statistics.median(values), min(values), max(values)))
         ratios = " | ".join(f"{ratio:.2f}" for ratio in against)
-        yield f"| {case.name} | {name} | {case.rate:.2f} | {median:.2f} | {least:.2f} to {most:.2f} | {ratios} |"
+        memory = "" if extra.get(name) is None else f"{extra[name] / 1e6:.0f}"
+        spread = f"{median:.2f} | {least:.2f} to {most:.2f}"
+        yield f"| {case.name} | {name} | {case.rate:.2f} | {spread} | {ratios} | {memory} |"
 
 
 def version(package: str) -> str:
@@ -291,8 +338,14 @@ def main() -> None:
                 elapsed = case.seconds(name)
                 if measured:
                     values.append(elapsed)
-        print("\n".join(rows(case, seconds)), flush=True)
-        results[case.name] = {"seconds": seconds, "firing_rate": case.rate, "missing": case.missing}
+        extra = {name: case.extra_bytes(name) for name in case.passes}
+        print("\n".join(rows(case, seconds, extra)), flush=True)
+        results[case.name] = {
+            "seconds": seconds,
+            "extra_bytes": extra,
+            "firing_rate": case.rate,
+            "missing": case.missing,
+        }
     print()
     for name in CONTENDERS:
         reasons: dict[str, list[str]] = {}
@@ -301,7 +354,7 @@ def main() -> None:
                 reasons.setdefault(result["missing"][name], []).append(setting)
         for why, where in reasons.items():
             print(f"missing: {name}{f' ({len(where)} settings)' if len(where) < len(results) else ''}: {why}")
-    versions = provenance.versions() | {name: version(name) for name in ("triton", "spikingjelly", "snntorch")}
+    versions = provenance.versions() | {name: version(name) for name in ("triton", "spikingjelly", "snntorch", "norse")}
     said = {
         "device": provenance.device_name(device),
         "what auto runs": kernels.explain(device, torch.Size(arguments.size).numel()),

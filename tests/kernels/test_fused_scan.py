@@ -477,6 +477,23 @@ def test_in_a_model_that_is_compiled_auto_is_traced() -> None:
     assert not [node for node in program.graph.nodes if "ranvier" in str(node.target)]
 
 
+@pytest.mark.skipif(BACKEND != "native", reason="a network on a GPU is traced")
+def test_in_a_network_that_is_compiled_on_a_cpu_auto_is_native(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiling takes half the time then. Few values are traced, which costs less than an operator."""
+    graphs: list[str] = []
+
+    def keep(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        graphs.append(graph.code)
+        return graph.forward
+
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **options: real(function, **options, backend=keep))
+    kernels.compile_whole(nn.LIF())(torch.zeros(2, 1, 2**10))
+    kernels.compile_whole(nn.LIF())(torch.zeros(2, 1, 2**10 - 1))
+    kernels.compile_whole(nn.LIF())(torch.zeros(2, 1, 2**10).double())  # no kernel for it
+    assert ["ranvier.fused_scan" in code for code in graphs] == [True, False, False]
+
+
 def test_every_surrogate_and_neuron_has_a_kernel() -> None:
     assert set(fused_scan.NEURONS) == set(STEPS.values())
     for surrogate, (name, attribute) in fused_scan.SURROGATES.items():

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ranvier import models
 from ranvier.data import Augmentation, Batches, load_digits
-from ranvier.nn import LIFB
+from ranvier.nn import LIF, LIFB
+from ranvier.nn.packed import PackedConv2d
 from ranvier.training import CHECKPOINT, DirectLoss, Execution, Optimization, Progress, fit, read_progress
 from ranvier.training.loop import start_processes
 from ranvier.weights import load_tensors
@@ -209,6 +210,26 @@ def test_compiled_training_follows_the_reference() -> None:
     _, progress = train(None, epochs=2, execution=compiled)
     # Same batches and same mathematics; sums are taken in another order, and a spike that flips moves the loss.
     assert progress.history[0]["loss"] == pytest.approx(reference.history[0]["loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_low_memory_trains_to_the_same_weights(precision: Literal["float32", "bfloat16"]) -> None:
+    def trained(memory: Literal["default", "low"]) -> nn.Module:
+        torch.manual_seed(0)
+        layout = (4, 6, "A", 6)
+        model = models.vgg(layout, num_classes=10, in_channels=1, image_size=8, neuron=LIF, statistics="folded")
+        execution = Execution(precision, implementation="reference", memory=memory, device="cpu")
+        return train(None, model=model, epochs=1, execution=execution)[0]
+
+    low = trained("low")
+    assert any(isinstance(module, PackedConv2d) for module in low.modules())
+    assert same(low, trained("default"))
+
+
+def test_low_memory_without_effect_is_said() -> None:
+    execution = Execution("float32", implementation="reference", memory="low", device="cpu")
+    with pytest.warns(UserWarning, match="memory=low has no effect: no convolution of this network is given spikes"):
+        train(None, epochs=1, execution=execution)
 
 
 def test_sequences_bring_their_own_steps() -> None:

@@ -2,6 +2,7 @@
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from ranvier.atomic import remove_leftovers
 from ranvier.checks import check_choice
 from ranvier.evaluation import AccuracyByStep, accuracy_by_step, score_by_step
 from ranvier.kernels.dispatch import IMPLEMENTATIONS, Implementation, choose, compile_whole
+from ranvier.nn import pack_spikes
 from ranvier.training.checkpoints import Progress, load_checkpoint, save_checkpoint
 from ranvier.training.optimization import Optimization
 from ranvier.training.progress import Display, Metrics
@@ -29,6 +31,10 @@ CHECKPOINT = "checkpoint.safetensors"
 
 Precision = Literal["bfloat16", "float32"]
 """Of convolutions and linear layers."""
+
+
+Memory = Literal["default", "low"]
+"""What a training keeps for backward."""
 
 
 class Loss(Protocol):
@@ -68,8 +74,11 @@ class Execution:
     precision: Precision = "bfloat16"
     """Precision of convolutions and linear layers (autocast); potentials, losses and parameters stay in float32."""
     implementation: Implementation = "auto"
-    """`compiled`: the whole model through torch.compile. `reference`: eager. `triton`: eager, with each neuron as one
-    scan on a GPU. `auto`: compiled where it can run."""
+    """`compiled`: the whole model through torch.compile. `reference`, `native` and `triton`: eager. `auto`: compiled
+    where that can run."""
+    memory: Memory = "default"
+    """`low`: convolutions keep the spikes that they are given as bits, and sums of spikes as bytes, until backward
+    needs them. Weights come out the same, bit for bit."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes a GPU if there is one."""
     checkpoint_seconds: float = 60.0
@@ -80,6 +89,7 @@ class Execution:
     def __post_init__(self) -> None:
         check_choice("precision", self.precision, ("bfloat16", "float32"))
         check_choice("implementation", self.implementation, IMPLEMENTATIONS)
+        check_choice("memory", self.memory, ("default", "low"))
         check_choice("device", self.device, ("auto", "cpu", "cuda"))
         if self.checkpoint_seconds < 0:
             raise ValueError(f"checkpoint_seconds is {self.checkpoint_seconds}, but must not be negative.")
@@ -187,6 +197,11 @@ class _Training:
         run: Mapping[str, Any],
     ) -> None:
         self.model = lay_out(model.to(accelerator.device))
+        if execution.memory == "low" and not pack_spikes(model):
+            warnings.warn(
+                "memory=low has no effect: no convolution of this network is given spikes of IF, LIF or PLIF neurons.",
+                stacklevel=3,
+            )
         self.loss = loss
         self.batches = batches
         self.steps = steps

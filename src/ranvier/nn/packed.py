@@ -1,0 +1,160 @@
+"""Convolutions that keep their spikes in few bits until backward needs them.
+
+A convolution keeps its input for the gradient of its weights. Where that input is spikes, a bit each says all of it,
+and where it is a sum of spikes, as in residual networks that add them, a byte does: a sixteenth and a half of bfloat16.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ranvier.nn.neurons import IF, LIF, PLIF
+from ranvier.nn.structure import Activation, Chain, Concat, Residual
+
+BYTE = 255
+"""Largest count that is kept."""
+
+_KEEP_COUNTS = (nn.Identity, nn.MaxPool2d)
+"""Layers that hand counts on as counts."""
+
+
+class PackedConv2d(nn.Conv2d):
+    """A convolution of spikes that keeps them as bits, or sums of spikes as bytes.
+
+    Parameters, output and gradients are those of `nn.Conv2d`, bit for bit. `pack_spikes` puts it in place.
+
+    Attributes:
+        largest: Its input holds whole numbers 0 .. `largest`, at most 255; 1 for spikes.
+    """
+
+    largest: int
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if not torch.is_grad_enabled():
+            return super()._conv_forward(input, weight, bias)
+        if torch.is_autocast_enabled(input.device.type):  # what autocast does to a convolution
+            dtype = torch.get_autocast_dtype(input.device.type)
+            input, weight, bias = input.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        output: Tensor = _PackedConvolution.apply(
+            input, weight, bias, self.largest, self.stride, self.padding, self.dilation, self.groups
+        )
+        return output
+
+
+class _PackedConvolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, spikes: Tensor, weight: Tensor, bias: Tensor | None, largest: int, *settings: Any) -> Tensor:
+        ctx.save_for_backward(weight, pack(spikes, largest))
+        ctx.largest, ctx.dtype, ctx.settings = largest, spikes.dtype, settings
+        ctx.bias_sizes = None if bias is None else [len(bias)]
+        ctx.channels_last = spikes.is_contiguous(memory_format=torch.channels_last)
+        return torch.conv2d(spikes, weight, bias, *settings)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        weight, packed = ctx.saved_tensors
+        stride, padding, dilation, groups = ctx.settings
+        spikes = unpack(packed, weight.shape[1] * groups, ctx.largest, ctx.dtype)
+        if not ctx.channels_last:
+            spikes = spikes.contiguous()  # sums are taken in another order on other memory
+        needed = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.bias_sizes is not None]
+        grads = torch.ops.aten.convolution_backward(
+            grad, spikes, weight, ctx.bias_sizes, stride, padding, dilation, False, [0, 0], groups, needed
+        )
+        return *grads, *[None] * 5
+
+
+def pack(spikes: Tensor, largest: int) -> Tensor:
+    """Keep whole numbers 0 .. `largest` in few bytes.
+
+    Args:
+        spikes: `[N, C, H, W]`.
+        largest: 1 .. 255.
+
+    Returns:
+        uint8: a bit for each of eight channels, `[N, H, W, ceil(C / 8)]`, or counts, `[N, H, W, C]`.
+
+    >>> pack(torch.tensor([1.0, 0, 1, 0, 0, 0, 0, 0, 1]).view(1, 9, 1, 1), largest=1).flatten().tolist()
+    [5, 1]
+    """
+    last = spikes.permute(0, 2, 3, 1)
+    if largest > 1:
+        return last.to(torch.uint8)
+    spare = -last.shape[-1] % 8
+    bits = nn.functional.pad(last, (0, spare)) if spare else last
+    byte = torch.zeros(*bits.shape[:-1], bits.shape[-1] // 8, dtype=torch.uint8, device=bits.device)
+    for place, bit in enumerate(bits.unflatten(-1, (-1, 8)).unbind(-1)):
+        byte = byte | (bit.to(torch.uint8) << place)
+    return byte
+
+
+def unpack(packed: Tensor, channels: int, largest: int, dtype: torch.dtype) -> Tensor:
+    """What `pack` was given, `[N, channels, H, W]` of `dtype`, in channels-last memory.
+
+    >>> unpack(torch.tensor([5, 1], dtype=torch.uint8).view(1, 1, 1, 2), 9, 1, torch.float32).flatten().tolist()
+    [1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0]
+    """
+    if largest > 1:
+        return packed.to(dtype).permute(0, 3, 1, 2)
+    places = torch.arange(8, dtype=torch.uint8, device=packed.device)
+    bits = ((packed.unsqueeze(-1) >> places) & 1).flatten(-2)[..., :channels]
+    return bits.to(dtype, memory_format=torch.contiguous_format).permute(0, 3, 1, 2)
+
+
+def pack_spikes(network: nn.Module) -> list[str]:
+    """Let the convolutions of a network keep their spikes packed, in place.
+
+    Found are convolutions on the output of IF, LIF and PLIF neurons, on sums of such outputs, and on max-pooled ones.
+    What follows other neurons, average pooling or normalisation is analog, and stays as it was.
+
+    Args:
+        network: Built from the blocks of `ranvier.nn.structure`. Parameters and their names stay what they are.
+
+    Returns:
+        Names of the convolutions that keep bits or bytes.
+
+    >>> from ranvier.models import sew_resnet18
+    >>> len(pack_spikes(sew_resnet18()))  # all but the first
+    19
+    """
+    found = {id(conv): largest for conv, largest in _spiking_inputs(network)}
+    names = []
+    for name, module in network.named_modules():
+        if id(module) in found:
+            module.__class__ = PackedConv2d
+            module.largest = found[id(module)]
+            names.append(name)
+    return names
+
+
+def _spiking_inputs(network: nn.Module) -> Iterator[tuple[nn.Conv2d, int]]:
+    """Convolutions that can keep their input packed, and the largest number in it."""
+    found: list[tuple[nn.Conv2d, int]] = []
+    for module in network.children():
+        if isinstance(module, Chain):
+            _walk(module, None, found)
+    return iter(found)
+
+
+def _walk(module: nn.Module, largest: int | None, found: list[tuple[nn.Conv2d, int]]) -> int | None:
+    """Largest whole number that `module` sends if it is sent `largest` at most; None is analog."""
+    if isinstance(module, nn.Conv2d):
+        plain = type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+        if plain and largest is not None and largest <= BYTE:
+            found.append((module, largest))
+        return None
+    if isinstance(module, Activation):
+        return 1 if type(module.neuron) in (IF, LIF, PLIF) else None
+    if isinstance(module, Chain | nn.Sequential):  # TimeFolded is one
+        for layer in module.layers if isinstance(module, Chain) else module:
+            largest = _walk(layer, largest, found)
+        return largest
+    if isinstance(module, Residual):
+        ways = _walk(module.branch, largest, found), _walk(module.shortcut, largest, found)
+        return None if None in ways else sum(ways)  # type: ignore[arg-type]
+    if isinstance(module, Concat):
+        sides = [_walk(branch, largest, found) for branch in module.branches]
+        return None if None in sides else max(sides)  # type: ignore[type-var]
+    return largest if isinstance(module, _KEEP_COUNTS) else None
