@@ -1,5 +1,6 @@
 # make demo    train the demo networks; pictures and report are in runs/demo
 # make test    all tests with coverage
+# make bench   ratios against the peers, after the tests of what is timed; DEVICE=cuda on a GPU
 # make check   formatting, lint, types, tests: what must pass before a commit
 # Each works on a bare clone: the environment is made when it is missing or when its description changed.
 
@@ -10,13 +11,27 @@ STAMP  := $(VENV)/.complete
 # One thread in each of two test processes: more processes than cores make OpenMP threads wait for one another.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo test lint types check format clean
+DEVICE ?= cpu
+BENCH  := $(BIN)/python benchmarks/
+
+.PHONY: demo test bench lint types check format clean
 
 demo: $(STAMP)
 	$(BIN)/ranvier demo
 
 test: $(STAMP)
 	$(PYTEST) --cov=src/ranvier --cov-report=term:skip-covered
+
+bench: $(STAMP)
+	$(BIN)/python -m pip install --quiet --no-deps --requirement benchmarks/requirements.txt
+	$(BIN)/python -m pytest -q tests/kernels tests/nn/test_packed.py
+	mkdir -p runs/bench
+	$(BENCH)neuron_pass.py --device $(DEVICE) --out runs/bench/neuron_pass.json
+	$(BENCH)training_step.py --device $(DEVICE) --out runs/bench/training_step.json
+	$(BENCH)training_step.py --device $(DEVICE) --what memory --steps 16 --out runs/bench/memory.json
+	$(BENCH)training_step.py --device $(DEVICE) --what start --out runs/bench/start.json
+	$(BENCH)training_step.py --device $(DEVICE) --what time-steps --out runs/bench/time_steps.json
+	$(BENCH)inference.py --device $(DEVICE) --out runs/bench/inference.json
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
