@@ -15,7 +15,8 @@ from ranvier.conversion import ConvertedSNN
 from ranvier.evaluation import accuracy_by_step, run_until_confident
 from ranvier.export import Agreement, InferenceNetwork, agreement, to_inference
 from ranvier.export import inference as module
-from ranvier.nn import LIF, LIFB, BatchNorm, ProxyActivation, ProxyNorm, Readout, TimeFolded, analog
+from ranvier.nn import LIF, LIFB, BatchNorm, ProxyActivation, ProxyNorm, Readout, TimeFolded, analog, pack_spikes
+from ranvier.nn.packed import PackedConv2d
 from ranvier.nn.structure import Activation, Chain, Concat, Residual, conv_norm
 
 from .networks import STEPS, build
@@ -213,7 +214,7 @@ def test_encoder_runs_once_on_a_constant_input(name: str) -> None:
     model, images = random(name)
     fast = to_inference(model)
     sizes: list[int] = []
-    first = next(part for part in fast.modules() if isinstance(part, module._Packed | module._Cast))
+    first = next(part for part in fast.modules() if isinstance(part, module._Prepacked | module._Cast))
     first.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
     fast(images, STEPS)
     fast(images.expand(STEPS, *images.shape))
@@ -227,7 +228,7 @@ def test_compiled_equals_the_network() -> None:
     model, images = random("vgg")
     fast = to_inference(model, precision="float32", implementation="compiled")
     assert fast.choice.implementation == "compiled"
-    assert not any(isinstance(part, module._Packed) for part in fast.modules())
+    assert not any(isinstance(part, module._Prepacked) for part in fast.modules())
     for steps in (2, 3):
         torch.testing.assert_close(fast(images, steps), model(images, steps), rtol=0, atol=1e-4)
     state, logits = None, []
@@ -268,7 +269,7 @@ def test_without_packing_it_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(module, "_packs", lambda *_: False)
     for precision, expected in zip(precisions, packed, strict=True):
         plain = to_inference(model, precision=precision)
-        assert not any(isinstance(part, module._Packed) for part in plain.modules())
+        assert not any(isinstance(part, module._Prepacked) for part in plain.modules())
         torch.testing.assert_close(plain(images, STEPS), expected, rtol=0, atol=1e-4)
 
 
@@ -397,6 +398,16 @@ def test_model_in_training_mode_or_double() -> None:
     double = to_inference(copy.deepcopy(model).double(), precision="float32")
     torch.testing.assert_close(double(images.double(), STEPS), expected)
     assert double(images.double(), STEPS).dtype == torch.float32
+
+
+def test_convolutions_that_kept_spikes_as_bits_are_plain() -> None:
+    model, images = random("sew-resnet18")
+    expected = model(images, STEPS)
+    assert pack_spikes(model)
+    fast = to_inference(model, precision="float32")
+    assert not any(isinstance(part, module._ScaleShift) for part in fast.modules())
+    torch.testing.assert_close(fast(images, STEPS), expected, rtol=0, atol=1e-4)
+    assert any(isinstance(part, PackedConv2d) for part in model.modules()), "the caller's network has changed"
 
 
 def test_compiled_networks_are_unwrapped() -> None:

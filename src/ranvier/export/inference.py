@@ -22,6 +22,7 @@ from ranvier.kernels.dispatch import Choice, Implementation, choose, compile_who
 from ranvier.models import Network, SpikingNetwork
 from ranvier.nn import BatchNorm, Carry, Neuron, ProxyActivation, ProxyNorm, TimeFolded, fold_time, unfold_time
 from ranvier.nn.converted import fixed_copy
+from ranvier.nn.packed import PackedConv2d
 from ranvier.nn.structure import Chain
 
 Precision = Literal["bfloat16", "float32"]
@@ -85,6 +86,9 @@ def to_inference(
     device = device_of(network)
     choice = _chosen(implementation, device)
     network = fixed_copy(network).eval().requires_grad_(False).float()
+    for module in network.modules():
+        if type(module) is PackedConv2d:  # it differs in what it keeps for backward, and there is none
+            module.__class__ = nn.Conv2d  # type: ignore[assignment]
     _absorb_norms(network)
     for name, module in list(network.named_modules()):
         if isinstance(module, Neuron):
@@ -228,7 +232,7 @@ class _Cast(nn.Module):
         return y
 
 
-class _Packed(nn.Module):
+class _Prepacked(nn.Module):
     """A convolution on a CPU whose weights were brought once into the order that its kernel reads.
 
     Called directly, the kernel brings them into that order in every call. The packed copy is made at the first call; it
@@ -365,7 +369,7 @@ def _prepared(layer: nn.Conv1d | nn.Conv2d | nn.Linear, dtype: torch.dtype, *, p
     if not pack or not isinstance(layer, nn.Conv2d) or not _plain(layer):
         return layer if dtype == torch.float32 else _Cast(layer)
     padded_by_kernel = layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
-    return _Packed(layer) if padded_by_kernel else _Cast(layer)
+    return _Prepacked(layer) if padded_by_kernel else _Cast(layer)
 
 
 def _last_layers(network: SpikingNetwork) -> set[nn.Module]:

@@ -215,7 +215,32 @@ def fused_scan(
         float(params.v_burst) if neuron == "lifb" else 0.0,
         float(params.tau) if neuron in ("lif", "lifb") else 1.0,
     )
-    spikes, end = _scan_operator(current, None if state is None else state.v.float(), rate, excess, backend, *kind)
+    v = None if state is None else state.v.float()
+    if _nobody_watches(current, v, rate, excess):
+        return _make_scan(current, v, rate, excess, backend, kind)
+    spikes, end = _scan_operator(current, v, rate, excess, backend, *kind)
+    return spikes, NeuronState(end)
+
+
+def _nobody_watches(*tensors: Tensor | None) -> bool:
+    """Whether neither autograd nor what traces or batches calls needs an operator, which costs microseconds."""
+    watched = (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.maybe_current_level() is not None
+    )
+    if watched or any(type(tensor) is not Tensor for tensor in tensors if tensor is not None):
+        return False
+    return not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors if tensor is not None))
+
+
+def _make_scan(
+    current: Tensor, state: Tensor | None, rate: Tensor | None, excess: Tensor | None, backend: str, kind: Kind
+) -> tuple[Tensor, NeuronState]:
+    current = _dense(current)
+    spikes, end = _outputs(current)
+    if end.numel() > 0:
+        _kernels(backend).forward(_scan(kind, current, end, state, rate, excess), spikes, end)
     return spikes, NeuronState(end)
 
 
@@ -238,12 +263,9 @@ def _scan_operator(
     v_burst: float,
     tau: float,
 ) -> tuple[Tensor, Tensor]:
-    current = _dense(current)
-    spikes, end = _outputs(current)
-    if end.numel() > 0:
-        kind = Kind(neuron, reset, detach_reset, surrogate, surrogate_number, v_threshold, v_burst, tau)
-        _kernels(backend).forward(_scan(kind, current, end, state, rate, excess), spikes, end)
-    return spikes, end
+    kind = Kind(neuron, reset, detach_reset, surrogate, surrogate_number, v_threshold, v_burst, tau)
+    spikes, end = _make_scan(current, state, rate, excess, backend, kind)
+    return spikes, end.v
 
 
 @_scan_operator.register_fake

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ranvier import provenance
-from ranvier.kernels.fused_scan import Kind, Scan, View
+from ranvier.kernels.fused_scan import Kind, Scan
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 
@@ -109,9 +109,10 @@ def _gain(scan: Scan) -> Tensor | None:
 
 def forward(scan: Scan, spikes: Tensor, end: Tensor) -> None:
     """Write the spikes and the potential after the last step: see `ranvier.kernels.fused_scan.Kernels`."""
-    library = _library(_constants(scan))
     gain = _gain(scan)
-    library.forward(ctypes.byref(_work(scan, gain)), _address(spikes), _address(end))
+    _library_of(scan.kind, scan.current.dtype, len(scan.current)).forward(
+        ctypes.byref(_work(scan, gain)), _address(spikes), _address(end)
+    )
 
 
 def backward(
@@ -120,7 +121,7 @@ def backward(
     """Write and return gradients: see `ranvier.kernels.fused_scan.Kernels`."""
     learned = scan.excess if scan.rate is None else scan.rate
     partial = None if learned is None else torch.zeros(CHUNKS, len(learned), dtype=torch.float64)
-    library = _library(_constants(scan))
+    library = _library_of(scan.kind, scan.current.dtype, len(scan.current))
     gain = _gain(scan)
     library.backward(
         ctypes.byref(_work(scan, gain)),
@@ -142,24 +143,26 @@ def obstacle() -> str | None:
     if provenance.cpp_compiler() is None:
         return "they need a C++ compiler and found none. Install one (Debian: apt-get install g++) or set CXX."
     try:
-        nothing = torch.empty(1, 1)
-        kind = Kind("if", "hard", True, "triangle", 0.5, 0.5, 0.0, 1.0)
-        _library(_constants(Scan(kind, View.of(nothing, by_channel=False), nothing, None, None, None)))
+        _library(_constants(Kind("if", "hard", True, "triangle", 0.5, 0.5, 0.0, 1.0), torch.float32, 1))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         return f'{error}. Use implementation="compiled".'
     return None
 
 
-def _constants(scan: Scan) -> tuple[str, ...]:
+@functools.cache
+def _library_of(kind: Kind, dtype: torch.dtype, steps: int) -> ctypes.CDLL:
+    return _library(_constants(kind, dtype, steps))
+
+
+def _constants(kind: Kind, dtype: torch.dtype, steps: int) -> tuple[str, ...]:
     """Definitions that the source is compiled with."""
-    kind, steps = scan.kind, len(scan.current)
     numbers = {
         "CHARGE": ("sum", "product", "quotient").index(kind.charge[0]),
         "SOFT": int(kind.reset == "soft"),
         "DETACH": int(kind.detach_reset),
         "SURROGATE": ("triangle", "atan", "sigmoid", "rectangle").index(kind.surrogate),
         "LEARNS": {"plif": 1, "lifb": 2}.get(kind.neuron, 0),
-        "BFLOAT16": int(scan.current.dtype == torch.bfloat16),
+        "BFLOAT16": int(dtype == torch.bfloat16),
         "STEPS": steps if steps <= UNROLLED else 0,
     }
     return tuple(f"-D{name}={number}" for name, number in numbers.items())
