@@ -11,8 +11,9 @@ classes with noise, made here. Precision is float32 and the network eager. Every
 processes, and contenders take turns in every round. The first of two epochs warms up, the second is timed.
 
 Stated are medians over the rounds, their range, and medians of the ratios round by round. Losses and weights are
-compared with those of the first contender: the largest relative difference of a loss, and the distance of the weights
-(L2) over the distance that training moved them. One thread against two shows what another order of sums does alone.
+compared with those of the first contender: the relative difference of the first loss, the largest of all, and the
+distance of the weights (L2) over the distance that training moved them. One thread against two shows what another order
+of sums does alone: a spike that flips from rounding moves everything after it.
 
 Bytes are those of the buckets that go to the all-reduce of DistributedDataParallel, counted in its communication hook,
 and beside them 4 for each parameter that has a gradient. Buffers (running averages) are sent by the main process to the
@@ -76,19 +77,21 @@ class Recorded:
         return value, logits
 
 
-def count_and_reduce(buckets: list[int], bucket: GradBucket) -> torch.futures.Future[Tensor]:
+def count_and_reduce(updates: list[list[int]], bucket: GradBucket) -> torch.futures.Future[Tensor]:
     """A communication hook: what DistributedDataParallel does without one, and a note of the size."""
-    buckets.append(bucket.buffer().nbytes)
+    updates[-1].append(bucket.buffer().nbytes)
+    if bucket.is_last():
+        updates.append([])
     return allreduce_hook(None, bucket)
 
 
-def counted(prepare: Callable[[nn.Module], nn.Module], buckets: list[int]) -> Callable[[nn.Module], nn.Module]:
+def counted(prepare: Callable[[nn.Module], nn.Module], updates: list[list[int]]) -> Callable[[nn.Module], nn.Module]:
     """`prepare_model` of accelerate, with the hook on what it returns."""
 
     def prepare_and_count(model: nn.Module) -> nn.Module:
         view = prepare(model)
         if isinstance(view, DistributedDataParallel):
-            view.register_comm_hook(buckets, count_and_reduce)
+            view.register_comm_hook(updates, count_and_reduce)
         return view
 
     return prepare_and_count
@@ -142,22 +145,23 @@ def child(given: dict[str, Any]) -> None:
     accelerator = start_processes(execution)
     if accelerator.num_processes != given["processes"]:
         raise SystemExit(f"{given['processes']} processes were asked for, but {accelerator.num_processes} came up.")
-    buckets: list[int] = []
-    accelerator.prepare_model = counted(accelerator.prepare_model, buckets)
+    updates: list[list[int]] = [[]]
+    accelerator.prepare_model = counted(accelerator.prepare_model, updates)
     network, batch = given["network"], given["batch"]
     count = batch * given["updates"]
     images = real(given["data"], count) if given["data"] else made_up(NETWORKS[network][1], count)
     place = {"rank": accelerator.process_index, "world": accelerator.num_processes, "device": accelerator.device}
     place["normalization"] = Normalization(*images.statistics())
-    train = Epochs(images, batch, shuffle=True, drop_last=True, **place)
+    batches = Epochs(images, batch, shuffle=True, drop_last=True, **place)
     few = ImageSet(images.images[:batch], images.labels[:batch], images.classes, images.name)
+    test = Epochs(few, batch, **place)
     model = build(network)
     loss = Recorded(DirectLoss("direct"))
     progress = fit(
         model,
         loss,
-        train,
-        (test := Epochs(few, batch, **place)),
+        batches,
+        test,
         epochs=2,
         steps=given["steps"],
         optimization=Optimization("sgd", lr=0.05, warmup_epochs=0.5),
@@ -166,15 +170,14 @@ def child(given: dict[str, Any]) -> None:
         quiet=True,
     )
     losses = accelerator.reduce(torch.stack(loss.values), "mean").tolist()
-    before, after = train.carried[1], test.carried[1]  # the evaluation begins where the timed epoch ends
+    before, after = batches.carried[1], test.carried[1]  # the evaluation begins where the timed epoch ends
     if accelerator.is_main_process:
         folder = Path(given["folder"])
         save_tensors(folder / "weights.safetensors", dict(model.named_parameters()), {})
-        per_update = len(buckets) // (2 * given["updates"])
         measured = {
             "images_per_second": count / progress.history[-1]["train_seconds"],
             "losses": losses,
-            "buckets": buckets[len(buckets) - per_update :],
+            "buckets": updates[-2] if len(updates) > 1 else [],  # the last update's: the first still sorts them
             "loopback": None if before is None or after is None else (after - before) / given["updates"],
         }
         write_json(folder / "measured.json", measured)
@@ -227,8 +230,8 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
         f"{many} processes, 1 thread each": (many, 1),
     }
     results: dict[str, Any] = {}
-    print("| | | images/s | range | / the first's | largest difference of a loss | of the weights | loopback MB |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| | | images/s | range | / the first's | first loss | losses | weights | loopback MB |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for network in arguments.networks:
         runs: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
         with tempfile.TemporaryDirectory() as folder:
@@ -267,7 +270,10 @@ def report(network: str, runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any
         carried = [run["loopback"] for run in measured if run["loopback"] is not None]
         megabytes = f"{statistics.median(carried) / 1e6:.2f}" if carried else ""
         spread = f"{statistics.median(rates):.0f} | {min(rates):.0f} to {max(rates):.0f} | {ratio:.2f}"
-        print(f"| {network} | {name} | {spread} | {max(losses):.1e} | {weights:.1e} | {megabytes} |", flush=True)
+        print(
+            f"| {network} | {name} | {spread} | {losses[0]:.1e} | {max(losses):.1e} | {weights:.1e} | {megabytes} |",
+            flush=True,
+        )
         result[name] = {
             "images_per_second": rates,
             "ratio": ratio,
@@ -280,8 +286,8 @@ def report(network: str, runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any
         }
     reduced = result[name]["buckets"]
     print(
-        f"{network}: {sum(reduced):,} bytes reduced per update in {len(reduced)} bucket(s), {gradient_bytes(network):,} "
-        f"counted; {buffer_bytes(network):,} bytes of buffers. The rounds of "
+        f"{network}: {sum(reduced):,} bytes reduced per update in {len(reduced)} bucket(s), "
+        f"{gradient_bytes(network):,} counted; {buffer_bytes(network):,} bytes of buffers. The rounds of "
         + "; ".join(f"{name} {'agree' if one['repeats_bit_for_bit'] else 'differ'}" for name, one in result.items())
         + " bit for bit."
     )
@@ -318,9 +324,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.child is not None:
         return child(arguments.child)
-    if arguments.processes < 2 or arguments.batch % arguments.processes:
+    if arguments.processes < 2 or arguments.batch < 1 or arguments.batch % arguments.processes:
         parser.error(
-            f"--processes is {arguments.processes} and --batch {arguments.batch}: take 2 or more, and a multiple"
+            f"--processes is {arguments.processes} and --batch {arguments.batch}, but they share a batch evenly: "
+            "take 2 processes or more, and a multiple of them"
         )
     arguments.networks = arguments.networks or (TIMED if arguments.what == "throughput" else LARGE)
     if arguments.data and not set(arguments.networks) <= set(TIMED):

@@ -91,6 +91,15 @@ INLINE Float reset(Float h, Float fired, float v_threshold) {
     return SOFT ? h - v_threshold * fired : h * (1 - fired);
 }
 
+// Sum of all lanes, in a tree: one after the other they would wait for each other.
+INLINE double sum_of(Float value) {
+    float lanes[LINE];
+    std::memcpy(lanes, &value, sizeof value);
+    for (int half = LINE / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+    return lanes[0];
+}
+
 INLINE Float abs(Float u) { return (Float)((Bits)u & 0x7FFFFFFF); }
 
 // e^x for x <= 0, to two units in the last place.
@@ -170,10 +179,11 @@ struct Gradients {
 
 const Element NONE[LINE] = {};
 
-// `held` has room for 2 * steps * LINE numbers; `sums` takes the gradient of what is learned, one for each channel.
+// `held` has room for 2 * steps * LINE numbers. The gradient of a leak is added to `rate`, that of what bursts send to
+// `sums`, one for each channel.
 template <bool PAST_CACHES>
 INLINE void backward_line(const Work& work, int64_t at, int64_t count, const Gradients& gradients, float* held,
-                          double* sums) {
+                          Float& rate, double* sums) {
     const int64_t steps = STEPS ? STEPS : work.steps;
     Float registers[STEPS ? 2 * STEPS : 1];
     Float* potentials = STEPS ? registers : reinterpret_cast<Float*>(held);
@@ -210,14 +220,11 @@ INLINE void backward_line(const Work& work, int64_t at, int64_t count, const Gra
         send<PAST_CACHES>(gradients.current + t * work.numel + at, to_x, count);
     }
     if (gradients.state) store(gradients.state + at, to_v, count);
-    if (LEARNS == 1)
-        for (int64_t lane = 0; lane < count; ++lane) sums[0] += total[lane];
+    if (LEARNS == 1) rate += total;
     if (LEARNS == 2) {
         const int64_t column = at % work.columns;
-        if (column % work.inner + count <= work.inner) {  // all in one channel
-            double sum = 0;
-            for (int64_t lane = 0; lane < count; ++lane) sum += total[lane];
-            sums[column / work.inner] += sum;
+        if (column % work.inner + count <= work.inner) {  // all in one channel; lanes beyond `count` hold 0
+            sums[column / work.inner] += sum_of(total);
         } else if (work.inner == 1 && column + count <= work.columns) {
             for (int64_t lane = 0; lane < count; ++lane) sums[column + lane] += total[lane];
         } else {
@@ -251,9 +258,11 @@ void backward_all(const Work* given, const Gradients* grads, double* sums) {
             const int64_t last = begin_of(work, chunk + 1);
             int64_t at = begin_of(work, chunk);
             double* own = LEARNS ? sums + chunk * channels : nullptr;
+            Float rate = all(0);
             for (; at + LINE <= last; at += LINE)
-                backward_line<PAST_CACHES>(work, at, LINE, gradients, held, own);
-            if (at < last) backward_line<false>(work, at, last - at, gradients, held, own);
+                backward_line<PAST_CACHES>(work, at, LINE, gradients, held, rate, own);
+            if (at < last) backward_line<false>(work, at, last - at, gradients, held, rate, own);
+            if (LEARNS == 1) own[0] = sum_of(rate);
         }
         std::free(held);
     }

@@ -11,6 +11,7 @@ that of the input.
 import ctypes
 import functools
 import hashlib
+import mmap
 import os
 import subprocess
 import sys
@@ -46,6 +47,9 @@ LINE = 16
 
 PAST_CACHES = 2**25
 """Bytes of an output from which it is written past the caches: none of it would be left there to be read."""
+
+HUGE = 2**25
+"""Bytes of an output from which huge pages are asked for. glibc takes fresh memory for what is larger than this."""
 
 UNROLLED = 32
 """Steps up to which each T has loops of its own, which hold all potentials in registers."""
@@ -109,6 +113,7 @@ def _gain(scan: Scan) -> Tensor | None:
 
 def forward(scan: Scan, spikes: Tensor, end: Tensor) -> None:
     """Write the spikes and the potential after the last step: see `ranvier.kernels.fused_scan.Kernels`."""
+    _ask_for_huge_pages(spikes)
     gain = _gain(scan)
     _library_of(scan.kind, scan.current.dtype, len(scan.current)).forward(
         ctypes.byref(_work(scan, gain)), _address(spikes), _address(end)
@@ -121,6 +126,7 @@ def backward(
     """Write and return gradients: see `ranvier.kernels.fused_scan.Kernels`."""
     learned = scan.excess if scan.rate is None else scan.rate
     partial = None if learned is None else torch.zeros(CHUNKS, len(learned), dtype=torch.float64)
+    _ask_for_huge_pages(grad_current)
     library = _library_of(scan.kind, scan.current.dtype, len(scan.current))
     gain = _gain(scan)
     library.backward(
@@ -207,3 +213,20 @@ def _compiler_version() -> str:
 
 def _address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
+
+
+def _ask_for_huge_pages(tensor: Tensor) -> None:
+    """Ask Linux to back new memory with pages of 2 MiB: to hand out small ones takes longer than to fill them."""
+    size = tensor.numel() * tensor.element_size()
+    if size < HUGE or not sys.platform.startswith("linux"):
+        return
+    first = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    length = (tensor.data_ptr() + size - first) // mmap.PAGESIZE * mmap.PAGESIZE
+    _libc().madvise(first, length, mmap.MADV_HUGEPAGE)  # where the kernel will not, nothing is lost
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    library = ctypes.CDLL(None)
+    library.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return library
