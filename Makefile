@@ -32,6 +32,7 @@ bench: $(STAMP)
 	$(BENCH)training_step.py --device $(DEVICE) --what start --out runs/bench/start.json
 	$(BENCH)training_step.py --device $(DEVICE) --what time-steps --out runs/bench/time_steps.json
 	$(BENCH)inference.py --device $(DEVICE) --out runs/bench/inference.json
+	$(BENCH)processes.py --out runs/bench/processes.json
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

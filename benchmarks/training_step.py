@@ -40,7 +40,7 @@ from torch import Tensor, nn
 from ranvier import models, provenance
 from ranvier.atomic import write_json
 from ranvier.kernels import compile_whole
-from ranvier.nn import pack_spikes
+from ranvier.nn import pack_spikes, recompute_norms
 from ranvier.training import channels_last, lay_out
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
@@ -83,9 +83,10 @@ class Step:
         self.model = lay_out(model.to(device)).train()
         if contender == "ranvier, memory=low":
             pack_spikes(model)
+            recompute_norms(model)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3, momentum=0.9)
         self.images = channels_last(self.images)
-        compiled = contender not in ("SpikingJelly", "ranvier, eager")
+        compiled = contender not in ("SpikingJelly", "ranvier, eager", "ranvier, memory=low")
         if contender.startswith("SpikingJelly"):
             self.forward = self._spikingjelly(torch.compile(model) if compiled else model, steps)
         else:

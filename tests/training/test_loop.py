@@ -218,7 +218,7 @@ def test_low_memory_trains_to_the_same_weights(precision: Literal["float32", "bf
         torch.manual_seed(0)
         layout = (4, 6, "A", 6)
         model = models.vgg(layout, num_classes=10, in_channels=1, image_size=8, neuron=LIF, statistics="folded")
-        execution = Execution(precision, implementation="reference", memory=memory, device="cpu")
+        execution = Execution(precision, "reference" if memory == "default" else "auto", memory=memory, device="cpu")
         return train(None, model=model, epochs=1, execution=execution)[0]
 
     low = trained("low")
@@ -228,8 +228,18 @@ def test_low_memory_trains_to_the_same_weights(precision: Literal["float32", "bf
 
 def test_low_memory_without_effect_is_said() -> None:
     execution = Execution("float32", implementation="reference", memory="low", device="cpu")
-    with pytest.warns(UserWarning, match="memory=low has no effect: no convolution of this network is given spikes"):
-        train(None, epochs=1, execution=execution)
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = plain
+
+        def forward(self, images: Tensor, steps: int | None) -> Tensor:
+            return self.layers(images).expand(steps or 1, -1, -1)
+
+    with pytest.warns(UserWarning, match="memory=low has no effect: this network has no blocks"):
+        train(None, model=Plain(), epochs=1, execution=execution)
 
 
 def test_sequences_bring_their_own_steps() -> None:

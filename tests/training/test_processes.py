@@ -62,7 +62,7 @@ from pathlib import Path
 import torch
 
 from ranvier.data import Batches, ImageSet
-from ranvier.models import mlp
+from ranvier.models import mlp, vgg
 from ranvier.training import DirectLoss, Execution, Optimization, fit, start_processes
 from ranvier.weights import save
 
@@ -79,6 +79,7 @@ class Stops:
 
 
 out, after, resume = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "resume"
+normalized = sys.argv[3] == "normalized"
 execution = Execution("float32", "reference", device="cpu", checkpoint_seconds=0)
 accelerator = start_processes(execution)
 generator = torch.Generator().manual_seed(0)
@@ -86,7 +87,7 @@ pixels = torch.randint(256, (96, 1, 8, 8), generator=generator, dtype=torch.uint
 images = ImageSet(pixels, torch.randint(10, (96,), generator=generator), tuple("0123456789"), "noise")
 place = {"rank": accelerator.process_index, "world": accelerator.num_processes}
 torch.manual_seed(0)
-model = mlp([64, 32, 10])
+model = vgg((4, 8), num_classes=10, in_channels=1, image_size=8) if normalized else mlp([64, 32, 10])
 if accelerator.is_main_process:
     save(model, out / "start.safetensors")
 fit(
@@ -103,41 +104,46 @@ fit(
     accelerator=accelerator,
     quiet=True,
 )
-if accelerator.is_main_process:
-    save(model, out / "model.safetensors")
+save(model, out / f"model-{accelerator.process_index}.safetensors")
 accelerator.end_training()
 """
-"""Twelve updates without batch normalisation, in float32; or fewer, as of a run that is ended from outside."""
+"""Twelve updates in float32; or fewer, as of a run that is ended from outside."""
 
 
 def weights(path: Path) -> torch.Tensor:
     return torch.cat([value.flatten() for _, value in sorted(load_tensors(path)[0].items())])
 
 
+def train(out: Path, processes: int, after: int = 99, how: str = "new") -> None:
+    out.mkdir(exist_ok=True)
+    script = out / "script.py"
+    script.write_text(SCRIPT)
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())]
+    command = [sys.executable, *(launcher if processes == 2 else []), str(script), str(out), str(after), how]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 @pytest.mark.slow
 def test_weights_and_checkpoints_do_not_depend_on_the_number_of_processes(tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-
-    def train(name: str, processes: int, after: int = 99, resume: str = "new") -> None:
-        out = tmp_path / name
-        out.mkdir(exist_ok=True)
-        launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())]
-        command = [sys.executable, *(launcher if processes == 2 else []), str(script), str(out), str(after), resume]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-        assert done.returncode == 0, done.stderr[-2000:]
-
-    train("one", 1)
-    train("two", 2)
+    train(tmp_path / "one", 1)
+    train(tmp_path / "two", 2)
     checkpoint = tmp_path / "two-then-one" / CHECKPOINT
-    train("two-then-one", 2, after=5)
+    train(tmp_path / "two-then-one", 2, after=5)
     assert read_progress(checkpoint).step == 5
-    train("two-then-one", 1, resume="resume")
+    train(tmp_path / "two-then-one", 1, how="resume")
     assert read_progress(checkpoint).step == 12
-    expected = weights(tmp_path / "one" / "model.safetensors")
+    expected = weights(tmp_path / "one" / "model-0.safetensors")
     moved = (expected - weights(tmp_path / "one" / "start.safetensors")).norm()
     for name in ("two", "two-then-one"):
-        away = (weights(tmp_path / name / "model.safetensors") - expected).norm()
+        away = (weights(tmp_path / name / "model-0.safetensors") - expected).norm()
         # Sums come in another order: about 1e-7 of what training moved. A spike that flips from it, as one may on
         # another processor, changes one gradient of 16 images a little. Wrong images or summed gradients: above 0.1.
         assert away <= 1e-3 * moved, (name, float(away / moved))
+
+
+@pytest.mark.slow
+def test_all_processes_evaluate_with_the_averages_that_are_saved(tmp_path: Path) -> None:
+    """Each has seen other images, and so other means and variances, in the last update."""
+    train(tmp_path, 2, how="normalized")
+    assert torch.equal(*(weights(tmp_path / f"model-{rank}.safetensors") for rank in (0, 1)))

@@ -1,4 +1,4 @@
-"""Convolutions that keep their spikes in few bits until backward needs them.
+"""Less memory for training: convolutions that keep their spikes in few bits until backward needs them.
 
 A convolution keeps its input for the gradient of its weights. Where that input is spikes, a bit each says all of it,
 and where it is a sum of spikes, as in residual networks that add them, a byte does: a sixteenth and a half of bfloat16.
@@ -127,6 +127,28 @@ def pack_spikes(network: nn.Module) -> list[str]:
             module.largest = found[id(module)]
             names.append(name)
     return names
+
+
+def recompute_norms(network: nn.Module) -> int:
+    """Let a network keep the input of each normalisation, and not what the neuron behind it is given, in place.
+
+    Backward normalises again. Outputs, gradients and running averages stay the same, bit for bit; without effect while
+    the network is compiled.
+
+    Args:
+        network: Built from the blocks of `ranvier.nn.structure`.
+
+    Returns:
+        Number of chains of layers in which it is so.
+
+    >>> from ranvier.models import sew_resnet18
+    >>> recompute_norms(sew_resnet18()) > 0
+    True
+    """
+    chains = [module for module in network.modules() if isinstance(module, Chain)]
+    for chain in chains:
+        chain.recompute = True
+    return len(chains)
 
 
 def _spiking_inputs(network: nn.Module) -> Iterator[tuple[nn.Conv2d, int]]:

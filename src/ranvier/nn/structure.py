@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ranvier.checks import shape_of
 from ranvier.nn.normalization import BatchNorm, Statistics
+from ranvier.nn.recompute import recomputed
 from ranvier.nn.time import Carry, TimeFolded, fire
 
 NeuronFactory = Callable[[int], nn.Module]
@@ -36,7 +37,14 @@ class Activation(Block):
 
 
 class Chain(Block):
-    """Layers and blocks one after the other."""
+    """Layers and blocks one after the other.
+
+    Attributes:
+        recompute: Whether a normalisation before an activation is computed again in backward instead of kept. It has
+            no effect on values, nor while states are carried or the network is compiled.
+    """
+
+    recompute = False
 
     def __init__(self, *layers: nn.Module) -> None:
         super().__init__()
@@ -44,9 +52,28 @@ class Chain(Block):
 
     def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
         """Run the layers in order on `[T, B, ...]`."""
+        if self.recompute and carry is None and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return self._forward_recomputing(x)
         for layer in self.layers:
             x = _run(layer, x, carry)
         return x
+
+    def _forward_recomputing(self, x: Tensor) -> Tensor:
+        pending: BatchNorm | None = None  # seen, and to be run together with what follows
+        for layer in self.layers:
+            if pending is not None:
+                if isinstance(layer, Activation):
+                    x, pending = recomputed(pending, layer, x), None
+                    continue
+                x, pending = pending(x), None
+            last = layer[-1] if isinstance(layer, nn.Sequential) and len(layer) else None
+            if isinstance(last, BatchNorm):
+                for part in list(layer.children())[:-1]:
+                    x = part(x)
+                pending = last
+            else:
+                x = _run(layer, x, None)
+        return x if pending is None else pending(x)
 
 
 class Residual(Block):

@@ -17,7 +17,7 @@ from ranvier.atomic import remove_leftovers
 from ranvier.checks import check_choice
 from ranvier.evaluation import AccuracyByStep, accuracy_by_step, score_by_step
 from ranvier.kernels.dispatch import IMPLEMENTATIONS, Implementation, choose, compile_whole
-from ranvier.nn import pack_spikes
+from ranvier.nn import pack_spikes, recompute_norms
 from ranvier.training.checkpoints import Progress, load_checkpoint, save_checkpoint
 from ranvier.training.optimization import Optimization
 from ranvier.training.progress import Display, Metrics
@@ -75,10 +75,10 @@ class Execution:
     """Precision of convolutions and linear layers (autocast); potentials, losses and parameters stay in float32."""
     implementation: Implementation = "auto"
     """`compiled`: the whole model through torch.compile. `reference`, `native` and `triton`: eager. `auto`: compiled
-    where that can run."""
+    where that can run, but eager with memory=low, since a compiled network computes no normalisation again."""
     memory: Memory = "default"
     """`low`: convolutions keep the spikes that they are given as bits, and sums of spikes as bytes, until backward
-    needs them. Weights come out the same, bit for bit."""
+    needs them, and normalisations are computed again. Weights come out as those of an eager training, bit for bit."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes a GPU if there is one."""
     checkpoint_seconds: float = 60.0
@@ -96,6 +96,8 @@ class Execution:
 
     def compiles(self, device: torch.device) -> bool:
         """Whether the model is compiled on `device`; raises or warns where it cannot be."""
+        if self.memory == "low" and self.implementation == "auto":
+            return False
         return choose(self.implementation, device, values_per_step=2**31).implementation == "compiled"
 
 
@@ -197,11 +199,8 @@ class _Training:
         run: Mapping[str, Any],
     ) -> None:
         self.model = lay_out(model.to(accelerator.device))
-        if execution.memory == "low" and not pack_spikes(model):
-            warnings.warn(
-                "memory=low has no effect: no convolution of this network is given spikes of IF, LIF or PLIF neurons.",
-                stacklevel=3,
-            )
+        if execution.memory == "low" and len(pack_spikes(model)) + recompute_norms(model) == 0:
+            warnings.warn("memory=low has no effect: this network has no blocks that it knows.", stacklevel=3)
         self.loss = loss
         self.batches = batches
         self.steps = steps
@@ -263,6 +262,7 @@ class _Training:
         mean_loss = self._summed_loss() / progress.batch
         self.clock.tick()
         train_seconds = progress.epoch_seconds
+        self._share_buffers()
         accuracy = self.evaluate(test)
         self.clock.tick()
         progress.epoch += 1
@@ -296,6 +296,17 @@ class _Training:
         counts = torch.tensor([own.hits, own.ties, own.silent, [own.total] * len(own)], device=self.accelerator.device)
         hits, ties, silent, totals = map(tuple, self.accelerator.reduce(counts, "sum").tolist())
         return AccuracyByStep(hits, ties, totals[0], silent)
+
+    def _share_buffers(self) -> None:
+        """Give all processes the running averages of the first, which are those that are saved.
+
+        Every update begins with that; the last one of an epoch has moved them apart again.
+        """
+        if self.accelerator.num_processes > 1:
+            from accelerate.utils import broadcast
+
+            for buffer in self.model.buffers():
+                buffer.copy_(broadcast(buffer, from_process=0))
 
     def save(self) -> None:
         """Write the checkpoint, unless something in it is not finite."""
