@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from ranvier import dynamics, kernels
+from ranvier import dynamics, kernels, provenance
 from ranvier.dynamics import ConvertedState
 from ranvier.kernels import dispatch
 from ranvier.kernels.dispatch import Implementation
@@ -185,7 +185,7 @@ def test_what_is_no_tensor_is_named() -> None:
 
 def test_without_a_compiler_compiled_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     dispatch._obstacle.cache_clear()
-    monkeypatch.setattr(dispatch, "cpp_compiler", lambda: None)
+    monkeypatch.setattr(provenance, "cpp_compiler", lambda: None)
     with pytest.raises(RuntimeError, match=r"cannot run on cpu: .*C\+\+ compiler"):
         kernels.converted_scan(binary(2, 1, 3), None, *numbers(3), implementation="compiled")
     dispatch._obstacle.cache_clear()
