@@ -54,6 +54,16 @@ def test_another_run_is_refused_and_named(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "c", model, optimizer, {"recipe": {"lr": 0.2, "steps": 4}})
 
 
+def test_settings_of_nested_tuples_are_the_same_run(tmp_path: Path) -> None:
+    """As the path of a simulated camera: the file has lists of lists for them."""
+    run = {"saccades": {"path": ((0.0, 0.5), (0.5, -0.5))}, "betas": (0.9, 0.99)}
+    save_checkpoint(tmp_path / "c.safetensors", *make(0), Progress(step=3), run)
+    assert load_checkpoint(tmp_path / "c.safetensors", *make(1), run).step == 3
+    other = {**run, "saccades": {"path": ((0.0, 0.5), (0.5, 0.5))}}
+    with pytest.raises(ValueError, match=r"differs in saccades.path: .*-0.5.* -> "):
+        load_checkpoint(tmp_path / "c.safetensors", *make(1), other)
+
+
 def test_another_model_is_refused_and_keys_are_named(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "c", *make(width=6), Progress(), {})
     with pytest.raises(ValueError, match=r"belong to another model.*\[6, 4\] instead of \[7, 4\]"):

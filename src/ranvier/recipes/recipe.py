@@ -89,10 +89,10 @@ class TrainingRecipe:
         return asdict(self)
 
     def identity(self) -> dict[str, Any]:
-        """What must agree for a run to be resumed: all but where the data lie and how often files are written."""
+        """What must agree for a run to be resumed: all but places, memory and how often files are written."""
         content = asdict(self)
         del content["data"]
-        for name in ("device", "checkpoint_seconds", "tensorboard"):
+        for name in ("device", "memory", "checkpoint_seconds", "tensorboard"):
             del content["execution"][name]
         return content
 

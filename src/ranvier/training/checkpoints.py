@@ -1,5 +1,6 @@
 """Checkpoints: everything that training needs to go on, in one file that is written atomically."""
 
+import json
 import random
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -93,7 +94,7 @@ def load_checkpoint(
     """
     tensors, card = _card_of(path)
     progress = _progress(card, path)
-    if changed := _differences(card["run"], dict(run)):
+    if changed := _differences(card["run"], json.loads(json.dumps(run))):  # as the card was, whose tuples became lists
         raise ValueError(
             f"{path} belongs to another run; it differs in {'; '.join(changed)}. "
             "Resume with the settings it was started with, or choose another --out for a new run."
@@ -163,5 +164,4 @@ def _differences(before: Any, now: Any, name: str = "") -> list[str]:
             for key in sorted(before.keys() | now.keys())
             for line in _differences(before.get(key), now.get(key), f"{name}.{key}".lstrip("."))
         ]
-    before, now = (list(value) if isinstance(value, tuple) else value for value in (before, now))
     return [] if before == now else [f"{name}: {before!r} -> {now!r}"]
