@@ -7,6 +7,7 @@ inputs stay below a few thousand elements a step.
 
 import math
 import os
+import warnings
 from typing import Any
 
 import pytest
@@ -503,3 +504,25 @@ def test_every_surrogate_and_neuron_has_a_kernel() -> None:
             0
         ].sum().backward()
         assert name in ("triangle", "atan", "sigmoid", "rectangle")
+
+
+def test_what_no_kernel_has_rules_for_runs_the_reference() -> None:
+    """Tracing, torch.func, forward-mode differentiation, states of inference mode, other devices."""
+    current = normal(2, 3, 2**10, seed=0) + 0.4
+    neuron = nn.LIF(surrogate=ATan())
+    reference = nn.LIF(surrogate=ATan(), implementation="reference")
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # jit.trace warns of itself
+        assert torch.equal(torch.jit.trace(neuron, current)(current), reference(current))
+    _, tangent = torch.func.jvp(lambda x: 2 * x, (current,), (current,))
+    assert torch.equal(tangent, 2 * current)
+    with pytest.raises(RuntimeError):  # as the reference does; no kernel gives a silent zero
+        torch.func.jvp(neuron, (current,), (current,))
+    with torch.inference_mode():
+        _, state = neuron(current, return_state=True)
+    x = current.clone().requires_grad_()
+    neuron(x, state).sum().backward()
+    assert x.grad is not None
+    elsewhere = NeuronState(torch.zeros(3, 2**10, device="meta"))
+    unfit = fused_scan.unfit(BACKEND, dynamics.lif_step, current, elsewhere, LIFParams(), ())
+    assert "state.v is on meta, but current on cpu" in str(unfit)

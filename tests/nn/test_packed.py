@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ranvier import models
-from ranvier.nn import IF, LIF, LIFB, PLIF, pack_spikes
+from ranvier.nn import IF, LIF, LIFB, PLIF, TimeFolded, keep_plainly, pack_spikes
 from ranvier.nn.packed import PackedConv2d, pack, unpack
+from ranvier.nn.structure import Activation, Chain
 
 
 @given(
@@ -121,3 +122,31 @@ def test_a_network_computes_the_same_and_compiles_whole() -> None:
             torch.testing.assert_close(ours, theirs)
     with torch.no_grad():
         assert torch.equal(network(x, 3), expected)
+
+
+class TwoPlaces(nn.Module):
+    """One convolution on analog numbers and on spikes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        conv = TimeFolded(nn.Conv2d(4, 4, 3, padding=1))
+        self.body = Chain(conv, Activation(LIF(4)), conv)
+
+
+def test_a_convolution_at_two_places_keeps_what_both_send() -> None:
+    assert pack_spikes(TwoPlaces()) == []
+
+
+def test_what_hooks_may_change_is_not_counted_on() -> None:
+    network = models.vgg((4, 4, 4), num_classes=3, in_channels=2, image_size=8)
+    activations = [module for module in network.modules() if isinstance(module, Activation)]
+    activations[0].register_forward_hook(lambda module, given, sent: sent * 0.5)
+    assert len(pack_spikes(network)) == 1
+
+
+def test_a_network_within_a_wrapper_and_back() -> None:
+    wrapper = nn.Sequential(models.vgg((4, 4, 4), num_classes=3, in_channels=2, image_size=8))
+    assert len(pack_spikes(wrapper)) == 2
+    keep_plainly(wrapper)
+    assert not any(isinstance(module, PackedConv2d) for module in wrapper.modules())
+    assert len(pack_spikes(wrapper)) == 2

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ranvier import models
-from ranvier.nn import LIF, LIFB, PLIF, BatchNorm, recompute_norms
+from ranvier.nn import LIF, LIFB, PLIF, BatchNorm, TimeFolded, recompute_norms
 from ranvier.nn.recompute import recomputed
+from ranvier.nn.structure import Activation, Chain
 
 
 def kept_bytes(run: Callable[[], Tensor], network: nn.Module) -> int:
@@ -81,3 +82,32 @@ def test_streaming_evaluation_and_compiled_networks_stay_as_they_were() -> None:
     assert torch.equal(logits, expected)
     assert torch.equal(network(x, 3), expected)
     assert torch.equal(torch.compile(network, fullgraph=True, backend="aot_eager")(x, 3), expected)
+
+
+def test_backward_twice_and_modes_that_change_in_between() -> None:
+    torch.manual_seed(0)
+    network = models.vgg((4, 6), num_classes=3, in_channels=2, image_size=8)
+    x = torch.randn(2, 2, 8, 8)
+    wanted = torch.autograd.grad(network(x, 2).sum(), list(network.parameters()))
+    recompute_norms(network)
+    loss = network(x, 2).sum()
+    network.eval()
+    for _ in range(2):
+        got = torch.autograd.grad(loss, list(network.parameters()), retain_graph=True)
+        for ours, theirs in zip(got, wanted, strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_what_is_there_twice_runs_twice_and_random_activations_are_left_alone() -> None:
+    torch.manual_seed(0)
+    conv = TimeFolded(nn.Conv2d(3, 3, 3, padding=1))
+    chain = Chain(nn.Sequential(conv, conv, BatchNorm(3)), Activation(LIF(3)), BatchNorm(3), Activation(nn.RReLU()))
+    x = torch.randn(2, 2, 3, 5, 5)
+    results = []
+    for again in (False, True):
+        chain.recompute = again
+        torch.manual_seed(1)
+        sent = chain(x)
+        results.append([sent, *torch.autograd.grad(sent.sum(), list(chain.parameters()))])
+    for ours, theirs in zip(*results, strict=True):
+        assert torch.equal(ours, theirs)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ranvier import models
 from ranvier.data import Augmentation, Batches, load_digits
-from ranvier.nn import LIF, LIFB
+from ranvier.nn import LIF, LIFB, pack_spikes
 from ranvier.nn.packed import PackedConv2d
 from ranvier.training import CHECKPOINT, DirectLoss, Execution, Optimization, Progress, fit, read_progress
 from ranvier.training.loop import start_processes
@@ -222,8 +222,9 @@ def test_low_memory_trains_to_the_same_weights(precision: Literal["float32", "bf
         return train(None, model=model, epochs=1, execution=execution)[0]
 
     low = trained("low")
-    assert any(isinstance(module, PackedConv2d) for module in low.modules())
     assert same(low, trained("default"))
+    assert not any(isinstance(module, PackedConv2d) for module in low.modules())  # what comes after sees plain layers
+    assert pack_spikes(low)
 
 
 def test_low_memory_without_effect_is_said() -> None:

@@ -243,20 +243,24 @@ class _Prepacked(nn.Module):
         super().__init__()
         self.layer = layer
         self._weight: Tensor | None = None
+        self._made_of: tuple[int, int, torch.dtype] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         layer = self.layer
         x = x.to(layer.weight.dtype)
-        if x.device.type != "cpu" or x.numel() == 0 or torch.compiler.is_compiling():
+        known = layer.weight.dtype in DTYPES.values()
+        if x.device.type != "cpu" or x.numel() == 0 or not known or torch.compiler.is_compiling():
             y: Tensor = layer(x)
             return y
         settings: Any = (layer.padding, layer.stride, layer.dilation, layer.groups)
-        if self._weight is None:
+        present = layer.weight.data_ptr(), layer.weight._version, layer.weight.dtype
+        if self._made_of != present:  # at first, and after the weights were loaded or cast
+            self._made_of = present
             self._weight = torch._C._nn.mkldnn_reorder_conv2d_weight(layer.weight.to_mkldnn(), *settings)
         return torch.ops.mkldnn._convolution_pointwise(x, self._weight, layer.bias, *settings, "none", [], "")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_weight": None}
+        return {**vars(self), "_weight": None, "_made_of": None}
 
 
 def _network_of(model: nn.Module) -> SpikingNetwork:

@@ -103,6 +103,8 @@ def choose_scan(
     check_choice("implementation", implementation, IMPLEMENTATIONS)
     if implementation in ("native", "triton"):
         return _fused(implementation, device, unfit)
+    if implementation == "auto" and _transformed():
+        return Choice("reference", "torch.func and forward-mode differentiation pass through it alone")
     if implementation == "auto" and torch.compiler.is_compiling():
         native = _native_in_graphs and device.type == "cpu" and not torch.compiler.is_exporting()
         # A size that varies is a symbol here: to compare it would compile anew for those on the other side.
@@ -180,6 +182,13 @@ def _obstacle(device_type: str) -> str | None:
     if device_type not in ("cpu", "cuda"):
         return f"compiling has not been tested on {device_type}."
     return None
+
+
+def _transformed() -> bool:
+    """Whether torch.func or forward-mode differentiation sees a call: no kernel of ours has rules for them."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._functorch.maybe_current_level() is not None or torch.autograd.forward_ad._current_level >= 0
 
 
 def _backend(device_type: str) -> Literal["native", "triton"] | None:

@@ -155,6 +155,8 @@ def unfit(
         )
     dtypes = DTYPES[backend]
     for name, tensor in [("current", current), *([] if state is None else [("state.v", state.v)]), *_named(learned)]:
+        if tensor.device != current.device:
+            return f"{name} is on {tensor.device}, but current on {current.device}. Move it with .to({current.device})."
         if tensor.dtype not in dtypes:
             return (
                 f"{name} has dtype {tensor.dtype}, but {scan} takes "
@@ -216,6 +218,8 @@ def fused_scan(
         float(params.tau) if neuron in ("lif", "lifb") else 1.0,
     )
     v = None if state is None else state.v.float()
+    if v is not None and not torch.compiler.is_compiling() and v.is_inference():
+        v = v.clone()  # autograd keeps no tensor that was made in inference mode
     if _nobody_watches(current, v, rate, excess):
         return _make_scan(current, v, rate, excess, backend, kind)
     spikes, end = _scan_operator(current, v, rate, excess, backend, *kind)
@@ -226,6 +230,7 @@ def _nobody_watches(*tensors: Tensor | None) -> bool:
     """Whether neither autograd nor what traces or batches calls needs an operator, which costs microseconds."""
     watched = (
         torch.compiler.is_compiling()
+        or torch._C._is_tracing()
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._functorch.maybe_current_level() is not None
     )

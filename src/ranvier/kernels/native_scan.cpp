@@ -233,6 +233,15 @@ INLINE void backward_line(const Work& work, int64_t at, int64_t count, const Gra
     }
 }
 
+// What was written past the caches is seen by other threads from here on.
+INLINE void settle(bool past_caches) {
+#if defined(__AVX__) && !defined(__clang__)
+    if (past_caches) _mm_sfence();
+#else
+    if (past_caches) __sync_synchronize();
+#endif
+}
+
 template <bool PAST_CACHES>
 void forward_all(const Work* given, Element* spikes, float* end) {
 #pragma omp parallel for schedule(static) num_threads(given->threads)
@@ -242,6 +251,7 @@ void forward_all(const Work* given, Element* spikes, float* end) {
         int64_t at = begin_of(work, chunk);
         for (; at + LINE <= last; at += LINE) forward_line<PAST_CACHES>(work, at, LINE, spikes, end);
         if (at < last) forward_line<false>(work, at, last - at, spikes, end);
+        settle(PAST_CACHES);
     }
 }
 
@@ -262,6 +272,7 @@ void backward_all(const Work* given, const Gradients* grads, double* sums) {
             for (; at + LINE <= last; at += LINE)
                 backward_line<PAST_CACHES>(work, at, LINE, gradients, held, rate, own);
             if (at < last) backward_line<false>(work, at, last - at, gradients, held, rate, own);
+            settle(PAST_CACHES);
             if (LEARNS == 1) own[0] = sum_of(rate);
         }
         std::free(held);

@@ -83,7 +83,7 @@ class IF(Neuron):
         reset: `hard` or `soft`.
         detach_reset: Whether the gradient ignores the reset.
         surrogate: Gradient of the spike.
-        implementation: `auto`, `reference`, `compiled` or `triton`; see `ranvier.explain`.
+        implementation: `auto`, `reference`, `compiled`, `native` or `triton`; see `ranvier.explain`.
 
     >>> IF()(torch.full((4, 1, 1), 0.25)).flatten().tolist()
     [0.0, 1.0, 0.0, 1.0]
@@ -121,7 +121,7 @@ class LIF(Neuron):
         reset: `hard` or `soft`.
         detach_reset: Whether the gradient ignores the reset.
         surrogate: Gradient of the spike.
-        implementation: `auto`, `reference`, `compiled` or `triton`; see `ranvier.explain`.
+        implementation: `auto`, `reference`, `compiled`, `native` or `triton`; see `ranvier.explain`.
 
     >>> lif = LIF(tau=2.0, v_threshold=0.5)
     >>> lif(torch.full((3, 1, 1), 0.6)).flatten().tolist()
@@ -161,7 +161,7 @@ class PLIF(Neuron):
         reset: `hard` or `soft`.
         detach_reset: Whether the gradient ignores the reset.
         surrogate: Gradient of the spike.
-        implementation: `auto`, `reference`, `compiled` or `triton`; see `ranvier.explain`.
+        implementation: `auto`, `reference`, `compiled`, `native` or `triton`; see `ranvier.explain`.
 
     Raises:
         ValueError: `tau` is not greater than 1, where its parameter would be infinite.
@@ -216,7 +216,7 @@ class LIFB(Neuron):
         reset: `hard` or `soft`.
         detach_reset: Whether the gradient ignores the reset.
         surrogate: Gradient of either comparator.
-        implementation: `auto`, `reference`, `compiled` or `triton`; see `ranvier.explain`.
+        implementation: `auto`, `reference`, `compiled`, `native` or `triton`; see `ranvier.explain`.
 
     >>> LIFB(1, burst_init=1.5)(torch.tensor([0.6, 1.2, 2.4]).view(3, 1, 1)).flatten().tolist()
     [0.0, 1.0, 1.5]

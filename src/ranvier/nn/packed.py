@@ -4,14 +4,14 @@ A convolution keeps its input for the gradient of its weights. Where that input 
 and where it is a sum of spikes, as in residual networks that add them, a byte does: a sixteenth and a half of bfloat16.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ranvier.nn.neurons import IF, LIF, PLIF
-from ranvier.nn.structure import Activation, Chain, Concat, Residual
+from ranvier.nn.structure import Activation, Chain, Concat, Residual, is_hooked
+from ranvier.nn.time import TimeFolded
 
 BYTE = 255
 """Largest count that is kept."""
@@ -119,14 +119,29 @@ def pack_spikes(network: nn.Module) -> list[str]:
     >>> len(pack_spikes(sew_resnet18()))  # all but the first
     19
     """
-    found = {id(conv): largest for conv, largest in _spiking_inputs(network)}
+    uses: dict[int, list[int | None]] = {}
+    _walk_outermost(network, uses)
     names = []
     for name, module in network.named_modules():
-        if id(module) in found:
+        largest = [one for one in uses.get(id(module), [None]) if one is not None]
+        if not isinstance(module, nn.Conv2d) or len(largest) < len(uses.get(id(module), [None])):
+            continue  # analog at one of its places at least
+        plain = type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+        if plain and max(largest) <= BYTE and not is_hooked(module):
             module.__class__ = PackedConv2d
-            module.largest = found[id(module)]
+            module.largest = max(largest)  # type: ignore[assignment]  # it is one now
             names.append(name)
     return names
+
+
+def keep_plainly(network: nn.Module) -> None:
+    """Undo `pack_spikes` and `recompute_norms`, in place."""
+    for module in network.modules():
+        if type(module) is PackedConv2d:
+            module.__class__ = nn.Conv2d  # type: ignore[assignment]
+            del module.largest
+        elif isinstance(module, Chain):
+            module.recompute = False
 
 
 def recompute_norms(network: nn.Module) -> int:
@@ -151,32 +166,45 @@ def recompute_norms(network: nn.Module) -> int:
     return len(chains)
 
 
-def _spiking_inputs(network: nn.Module) -> Iterator[tuple[nn.Conv2d, int]]:
-    """Convolutions that can keep their input packed, and the largest number in it."""
-    found: list[tuple[nn.Conv2d, int]] = []
-    for module in network.children():
-        if isinstance(module, Chain):
-            _walk(module, None, found)
-    return iter(found)
-
-
-def _walk(module: nn.Module, largest: int | None, found: list[tuple[nn.Conv2d, int]]) -> int | None:
-    """Largest whole number that `module` sends if it is sent `largest` at most; None is analog."""
+def _walk_outermost(module: nn.Module, uses: dict[int, list[int | None]]) -> None:
+    """Note for every convolution what it is given: of what stands outside of chains nothing is known."""
+    if isinstance(module, Chain):
+        _walk(module, None, uses)
+        return
     if isinstance(module, nn.Conv2d):
-        plain = type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str)
-        if plain and largest is not None and largest <= BYTE:
-            found.append((module, largest))
+        uses.setdefault(id(module), []).append(None)
+    for child in module.children():
+        _walk_outermost(child, uses)
+
+
+def _walk(module: nn.Module, largest: int | None, uses: dict[int, list[int | None]]) -> int | None:
+    """Largest whole number that `module` sends if it is sent `largest` at most; None is analog."""
+    if is_hooked(module):
+        largest = None
+    sent = _walk_inside(module, largest, uses)
+    return None if is_hooked(module) else sent
+
+
+def _walk_inside(module: nn.Module, largest: int | None, uses: dict[int, list[int | None]]) -> int | None:
+    if isinstance(module, nn.Conv2d):
+        uses.setdefault(id(module), []).append(largest)
         return None
-    if isinstance(module, Activation):
-        return 1 if type(module.neuron) in (IF, LIF, PLIF) else None
-    if isinstance(module, Chain | nn.Sequential):  # TimeFolded is one
-        for layer in module.layers if isinstance(module, Chain) else module:
-            largest = _walk(layer, largest, found)
+    if type(module) is Activation:
+        return 1 if type(module.neuron) in (IF, LIF, PLIF) and not is_hooked(module.neuron) else None
+    if type(module) in (Chain, nn.Sequential, TimeFolded):
+        layers = module.layers if isinstance(module, Chain) else module
+        for layer in layers._modules.values():  # those that are there twice, too
+            assert layer is not None
+            largest = _walk(layer, largest, uses)
         return largest
-    if isinstance(module, Residual):
-        ways = _walk(module.branch, largest, found), _walk(module.shortcut, largest, found)
+    if type(module) is Residual:
+        ways = _walk(module.branch, largest, uses), _walk(module.shortcut, largest, uses)
         return None if None in ways else sum(ways)  # type: ignore[arg-type]
-    if isinstance(module, Concat):
-        sides = [_walk(branch, largest, found) for branch in module.branches]
+    if type(module) is Concat:
+        sides = [_walk(branch, largest, uses) for branch in module.branches]
         return None if None in sides else max(sides)  # type: ignore[type-var]
-    return largest if isinstance(module, _KEEP_COUNTS) else None
+    if type(module) in _KEEP_COUNTS:
+        return largest
+    for child in module.children():
+        _walk_outermost(child, uses)
+    return None

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ranvier.checks import shape_of
+from ranvier.nn.neurons import IF, LIF, LIFB, PLIF
 from ranvier.nn.normalization import BatchNorm, Statistics
 from ranvier.nn.recompute import recomputed
 from ranvier.nn.time import Carry, TimeFolded, fire
@@ -59,21 +60,18 @@ class Chain(Block):
         return x
 
     def _forward_recomputing(self, x: Tensor) -> Tensor:
-        pending: BatchNorm | None = None  # seen, and to be run together with what follows
-        for layer in self.layers:
-            if pending is not None:
-                if isinstance(layer, Activation):
-                    x, pending = recomputed(pending, layer, x), None
-                    continue
-                x, pending = pending(x), None
-            last = layer[-1] if isinstance(layer, nn.Sequential) and len(layer) else None
-            if isinstance(last, BatchNorm):
-                for part in list(layer.children())[:-1]:
-                    x = part(x)
-                pending = last
-            else:
+        layers = list(self.layers)
+        while layers:
+            layer = layers.pop(0)
+            norm = _last_norm(layer)
+            if norm is None or not layers or not _computes_the_same_again(layers[0]):
                 x = _run(layer, x, None)
-        return x if pending is None else pending(x)
+                continue
+            for part in list(layer._modules.values())[:-1]:  # children() would leave out what is there twice
+                assert part is not None
+                x = part(x)
+            x = recomputed(norm, layers.pop(0), x)
+        return x
 
 
 class Residual(Block):
@@ -132,6 +130,27 @@ class Concat(Block):
                 "[T, B, C, ...] that differ in C at most. Give all branches the same stride and padding."
             )
         return torch.cat(outputs, 2)
+
+
+def _last_norm(layer: nn.Module) -> BatchNorm | None:
+    """The batch normalisation in training that a plain sequence of layers ends with."""
+    if type(layer) is not nn.Sequential or len(layer) == 0 or is_hooked(layer):
+        return None
+    last = layer[-1]
+    return last if type(last) is BatchNorm and last.training and not is_hooked(last) else None
+
+
+def _computes_the_same_again(layer: nn.Module) -> bool:
+    """Whether a second call on the same input gives the same output: neurons of this library, without hooks."""
+    plain = type(layer) is Activation and type(layer.neuron) in (IF, LIF, PLIF, LIFB)
+    return plain and not any(is_hooked(part) for part in layer.modules())
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether hooks see or change what goes in or comes out of a module."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
 
 
 def _run(part: nn.Module, x: Tensor, carry: Carry | None) -> Tensor:

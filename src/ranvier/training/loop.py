@@ -17,7 +17,7 @@ from ranvier.atomic import remove_leftovers
 from ranvier.checks import check_choice
 from ranvier.evaluation import AccuracyByStep, accuracy_by_step, score_by_step
 from ranvier.kernels.dispatch import IMPLEMENTATIONS, Implementation, choose, compile_whole
-from ranvier.nn import pack_spikes, recompute_norms
+from ranvier.nn import keep_plainly, pack_spikes, recompute_norms
 from ranvier.training.checkpoints import Progress, load_checkpoint, save_checkpoint
 from ranvier.training.optimization import Optimization
 from ranvier.training.progress import Display, Metrics
@@ -179,6 +179,7 @@ def fit(
             metrics.add(record)
             display.say(_line(record, epochs, scored_on))
     metrics.close()
+    keep_plainly(model)
     return progress
 
 
