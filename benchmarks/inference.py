@@ -24,7 +24,6 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from importlib import metadata
 from typing import Any, NamedTuple
 
 import torch
@@ -305,13 +304,6 @@ def stream_rows(seconds: dict[str, list[float]]) -> Iterator[str]:
         yield f"| {contender} | {1e3 * statistics.median(values):.2f} | {1e3 * p95:.2f} |"
 
 
-def version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
-
-
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -371,7 +363,7 @@ def main() -> None:
         "rounds": f"{arguments.rounds}, a rehearsal" if rehearsal else arguments.rounds,
         "streamed steps": arguments.stream_steps,
         "commit": provenance.commit(),
-        "versions": provenance.versions() | {name: version(name) for name in ("triton", "spikingjelly")},
+        "versions": provenance.versions("triton", "spikingjelly"),
     }
     for name, value in said.items():
         print(f"{name}: {value}")

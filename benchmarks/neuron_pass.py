@@ -25,15 +25,12 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
-from importlib import metadata
 from typing import Any
 
 import torch
-from peak_memory import extra_bytes
+from peak_memory import RETURNS_MEMORY, extra_bytes, in_a_process_of_its_own
 from torch import Tensor
 
 from ranvier import kernels, provenance
@@ -281,22 +278,6 @@ class Case:
                 yield f"{self.name}: {name}: {share:.2%} of the spikes differ, gradients by {distance:.1e}"
 
 
-def extra_in_a_process_of_its_own(name: str, setting: tuple) -> int | None:
-    """Extra bytes of one contender, in a process that has not held the memory of others."""
-    given = json.dumps([name, *setting[:4], str(setting[4])])
-    done = subprocess.run(
-        [sys.executable, __file__, "--child", given],
-        env={**os.environ, "GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=65536"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise SystemExit(f"{given} failed:\n{done.stderr[-2000:]}")
-    found: int | None = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
 def child(name: str, steps: int, reset: str, surrogate: str, size: list[int], device: str) -> None:
     case = Case(steps, reset, surrogate, size, torch.device(device))
     case.run(name)
@@ -316,13 +297,6 @@ def rows(case: Case, seconds: dict[str, list[float]], extra: dict[str, int | Non
         memory = "" if extra.get(name) is None else f"{extra[name] / 1e6:.0f}"
         spread = f"{median:.2f} | {least:.2f} to {most:.2f}"
         yield f"| {case.name} | {name} | {case.rate:.2f} | {spread} | {ratios} | {memory} |"
-
-
-def version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def main() -> None:
@@ -366,7 +340,10 @@ def main() -> None:
                 elapsed = case.seconds(name)
                 if measured:
                     values.append(elapsed)
-        extra = {name: extra_in_a_process_of_its_own(name, setting) for name in case.passes}
+        extra = {
+            name: in_a_process_of_its_own(__file__, [name, *setting[:4], str(setting[4])], **RETURNS_MEMORY)
+            for name in case.passes
+        }
         print("\n".join(rows(case, seconds, extra)), flush=True)
         results[case.name] = {
             "seconds": seconds,
@@ -382,7 +359,6 @@ def main() -> None:
                 reasons.setdefault(result["missing"][name], []).append(setting)
         for why, where in reasons.items():
             print(f"missing: {name}{f' ({len(where)} settings)' if len(where) < len(results) else ''}: {why}")
-    versions = provenance.versions() | {name: version(name) for name in ("triton", "spikingjelly", "snntorch", "norse")}
     said = {
         "device": provenance.device_name(device),
         "what auto runs": kernels.explain(device, torch.Size(arguments.size).numel()),
@@ -390,7 +366,7 @@ def main() -> None:
         "rounds": arguments.rounds,
         "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", ""),
         "commit": provenance.commit(),
-        "versions": versions,
+        "versions": provenance.versions("triton", "spikingjelly", "snntorch", "norse"),
     }
     for name, value in said.items():
         print(f"{name}: {value}")

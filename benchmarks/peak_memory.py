@@ -1,11 +1,18 @@
-"""Peak memory of a piece of work, for benchmarks."""
+"""Peak memory of a piece of work, for benchmarks, and processes to measure it in."""
 
 import gc
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+
+RETURNS_MEMORY = {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=65536"}
+"""Environment in which glibc returns freed memory at once."""
 
 
 def extra_bytes(work: Callable[[], Any], device: torch.device) -> int | None:
@@ -26,6 +33,20 @@ def extra_bytes(work: Callable[[], Any], device: torch.device) -> int | None:
     before = _status("VmRSS")
     work()
     return _status("VmHWM") - before
+
+
+def in_a_process_of_its_own(script: str, given: Any, **environment: str) -> Any:
+    """What `script --child GIVEN` prints as its last line, both as json: it has not held the memory of other work."""
+    done = subprocess.run(
+        [sys.executable, script, "--child", json.dumps(given)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise SystemExit(f"{given} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def _status(field: str) -> int:

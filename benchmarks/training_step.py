@@ -20,10 +20,7 @@ its own, after a step that was not measured; there glibc is told to return freed
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -33,8 +30,7 @@ from typing import Any
 
 import spikingjelly_networks
 import torch
-from neuron_pass import version
-from peak_memory import extra_bytes
+from peak_memory import RETURNS_MEMORY, extra_bytes, in_a_process_of_its_own
 from torch import Tensor, nn
 
 from ranvier import models, provenance
@@ -162,20 +158,6 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     return results
 
 
-def in_a_process_of_its_own(given: dict[str, Any], **environment: str) -> dict[str, float]:
-    """Run this script for one contender, and return what it measured."""
-    done = subprocess.run(
-        [sys.executable, __file__, "--child", json.dumps(given)],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise SystemExit(f"{given} failed:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def child(given: dict[str, Any]) -> None:
     memory = given.pop("memory")
     step = Step(**given)
@@ -215,7 +197,7 @@ def memory(arguments: argparse.Namespace) -> dict[str, Any]:
     results = {}
     print("| | | extra MB | ms |\n|---|---|---|---|")
     for name, given in each(arguments, memory=True):
-        measured = in_a_process_of_its_own(given, GLIBC_TUNABLES="glibc.malloc.mmap_threshold=65536")
+        measured = in_a_process_of_its_own(__file__, given, **RETURNS_MEMORY)
         print(f"{name} {measured['extra'] / 1e6:.0f} | {1e3 * measured['seconds']:.0f} |", flush=True)
         results[name] = measured
     return results
@@ -228,7 +210,7 @@ def start(arguments: argparse.Namespace) -> dict[str, Any]:
     for name, given in each(arguments, memory=False):
         with tempfile.TemporaryDirectory() as folder:
             places = {"TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor", "RANVIER_CACHE": f"{folder}/ranvier"}
-            first, second = (in_a_process_of_its_own(given, **places)["first"] for _ in range(2))
+            first, second = (in_a_process_of_its_own(__file__, given, **places)["first"] for _ in range(2))
         print(f"{name} {first:.1f} | {second:.1f} |", flush=True)
         results[name] = {"first": first, "second": second}
     return results
@@ -282,7 +264,7 @@ def main() -> None:
     said = {
         "device": provenance.device_name(arguments.device),
         "commit": provenance.commit(),
-        "versions": provenance.versions() | {"spikingjelly": version("spikingjelly")},
+        "versions": provenance.versions("spikingjelly"),
     }
     print()
     for key, value in said.items():

@@ -13,10 +13,10 @@ import torch
 PACKAGES = ("ranvier", "torch", "numpy", "accelerate", "datasets", "safetensors")
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python, ranvier and the packages that can change a result."""
+def versions(*more: str) -> dict[str, str]:
+    """Versions of Python, ranvier and the packages that can change a result, and of `more` packages."""
     found = {"python": platform.python_version()}
-    for name in PACKAGES:
+    for name in (*PACKAGES, *more):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -21,7 +21,7 @@ LARGE = dispatch.SMALL
 @pytest.fixture(autouse=True)
 def fresh_answers() -> Iterator[None]:
     """What was found out about compilers is remembered per process; forget it around every test."""
-    answers = dispatch._obstacle, dispatch._fused_obstacle, native_scan.obstacle, dispatch._warn_once
+    answers = dispatch._obstacle, dispatch._fused_obstacle, dispatch._warn_once
     for remembered in answers:
         remembered.cache_clear()
     yield

@@ -479,7 +479,7 @@ def test_in_a_model_that_is_compiled_auto_is_traced() -> None:
 
 
 @pytest.mark.skipif(BACKEND != "native", reason="a network on a GPU is traced")
-def test_in_a_network_that_is_compiled_on_a_cpu_auto_is_native(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_a_network_that_is_compiled_on_a_cpu_auto_is_native() -> None:
     """Compiling takes half the time then. Few values are traced, which costs less than an operator."""
     graphs: list[str] = []
 
@@ -487,11 +487,12 @@ def test_in_a_network_that_is_compiled_on_a_cpu_auto_is_native(monkeypatch: pyte
         graphs.append(graph.code)
         return graph.forward
 
-    real = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda function, **options: real(function, **options, backend=keep))
-    kernels.compile_whole(nn.LIF())(torch.zeros(2, 1, 2**10))
-    kernels.compile_whole(nn.LIF())(torch.zeros(2, 1, 2**10 - 1))
-    kernels.compile_whole(nn.LIF())(torch.zeros(2, 1, 2**10).double())  # no kernel for it
+    def compiled(neuron: torch.nn.Module) -> Any:
+        return torch.compile(neuron, fullgraph=True, backend=keep)
+
+    compiled(nn.LIF())(torch.zeros(2, 1, 2**10))
+    compiled(nn.LIF())(torch.zeros(2, 1, 2**10 - 1))
+    compiled(nn.LIF())(torch.zeros(2, 1, 2**10).double())  # no kernel for it
     assert ["ranvier.fused_scan" in code for code in graphs] == [True, False, False]
 
 

@@ -104,6 +104,27 @@ def test_two_processes_that_compile_at_once(tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "kernels").iterdir()} == made
 
 
+def test_a_damaged_library_is_compiled_anew(tmp_path: Path) -> None:
+    """As a file that was being written when the machine lost power."""
+    given = {**os.environ, "RANVIER_CACHE": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", CODE], env=given, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == "4000"
+        for library in (tmp_path / "kernels").iterdir():
+            library.write_bytes(library.read_bytes()[:100])
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    code = "import ranvier as rv\nprint(rv.explain('cpu'))"
+    given = {**os.environ, "RANVIER_CACHE": str(tmp_path / "file")}
+    done = subprocess.run([sys.executable, "-c", code], env=given, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("cpu: compiled (")
+    assert "not native: " in done.stdout
+    assert "cannot be written or read" in done.stdout
+    assert "Set RANVIER_CACHE to another folder" in done.stdout
+
+
 def test_the_source_is_part_of_the_package() -> None:
     assert native_scan.SOURCE.exists()
     assert native_scan.SOURCE.parent == Path(kernels.__file__).parent

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ranvier import models
 from ranvier.data import Augmentation, Batches, load_digits
 from ranvier.nn import LIF, LIFB, pack_spikes
-from ranvier.nn.packed import PackedConv2d
+from ranvier.nn.memory import PackedConv2d
 from ranvier.training import CHECKPOINT, DirectLoss, Execution, Optimization, Progress, fit, read_progress
 from ranvier.training.loop import start_processes
 from ranvier.weights import load_tensors

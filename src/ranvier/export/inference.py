@@ -22,8 +22,8 @@ from ranvier.kernels.dispatch import Choice, Implementation, choose, compile_who
 from ranvier.models import Network, SpikingNetwork
 from ranvier.nn import BatchNorm, Carry, Neuron, ProxyActivation, ProxyNorm, TimeFolded, fold_time, unfold_time
 from ranvier.nn.converted import fixed_copy
-from ranvier.nn.packed import PackedConv2d
-from ranvier.nn.structure import Chain
+from ranvier.nn.memory import PackedConv2d
+from ranvier.nn.structure import Chain, is_hooked
 
 Precision = Literal["bfloat16", "float32"]
 """Of convolutions and linear layers."""
@@ -338,7 +338,7 @@ def _ending(part: nn.Module) -> nn.Conv1d | nn.Conv2d | nn.Linear | None:
 
 def _plain(layer: nn.Module) -> bool:
     """Whether a layer does what its weights say, and nothing else, such as computing them first."""
-    return type(layer) in LAYERS and not layer._forward_hooks and not layer._forward_pre_hooks
+    return type(layer) in LAYERS and not is_hooked(layer)
 
 
 def _check_bfloat16(name: str, module: nn.Module) -> None:

@@ -86,15 +86,14 @@ def choose_scan(
     """Decide what runs one neuron over time: as `choose`, or one kernel for all steps.
 
     Where a model is being compiled or exported, `auto` traces the reference, as `choose` says; `native` and `triton`
-    stay one operator in it. On a CPU a model that `compile_whole` compiles keeps `native`: it is as fast there as what
-    the compiler would write, and needs half the time to compile.
+    stay one operator in it. On a CPU a model that is compiled keeps `native`: it is as fast there as what the compiler
+    would write, and needs half the time to compile.
 
     Args:
         implementation: `auto`, or the one that must run.
         device: Where the input lives.
         values_per_step: Elements of one time step, `B * C * H * W`.
-        unfit: Says why the kernels of `native` or `triton` cannot run this neuron, None if they can; asked where such
-            kernels can run.
+        unfit: Says why the kernels of `native` or `triton` cannot run this neuron, None if they can.
 
     Raises:
         ValueError: Unknown name.
@@ -106,14 +105,14 @@ def choose_scan(
     if implementation == "auto" and _transformed():
         return Choice("reference", "torch.func and forward-mode differentiation pass through it alone")
     if implementation == "auto" and torch.compiler.is_compiling():
-        native = _native_in_graphs and device.type == "cpu" and not torch.compiler.is_exporting()
+        native = device.type == "cpu" and not torch.compiler.is_exporting() and _native_compiles()
         # A size that varies is a symbol here: to compare it would compile anew for those on the other side.
         few = isinstance(values_per_step, int) and values_per_step < PAYS["native"]
         if native and not few and unfit("native") is None:
             return Choice("native", ONE_KERNEL)
     elif implementation == "auto":
         backend = _backend(device.type)
-        if backend and values_per_step >= PAYS[backend] and _fused_obstacle(backend) is None and unfit(backend) is None:
+        if backend and values_per_step >= PAYS[backend] and unfit(backend) is None and _fused_obstacle(backend) is None:
             return Choice(backend, ONE_KERNEL)
     return choose(implementation, device, values_per_step)
 
@@ -126,11 +125,14 @@ def explain(device: torch.device | str = "cpu", values_per_step: int = 2**20) ->
     """
     device = torch.device(device)
     backend = _backend(device.type)
-    if backend and values_per_step >= PAYS[backend] and _fused_obstacle(backend) is None:
+    pays = backend is not None and values_per_step >= PAYS[backend]
+    obstacle = _fused_obstacle(backend) if backend and pays else None
+    if backend and pays and obstacle is None:
         choice = Choice(backend, f"{ONE_KERNEL}; compiled: networks as a whole and neurons without such a kernel")
     else:
         choice = _best(values_per_step, _obstacle(device.type))
-    return f"{device.type}: {choice.implementation} ({choice.reason})"
+    instead = f"; not {backend}: {obstacle}" if obstacle and obstacle != choice.reason else ""
+    return f"{device.type}: {choice.implementation} ({choice.reason}{instead})"
 
 
 def compile_whole(function: Function) -> Function:
@@ -145,15 +147,9 @@ def compile_whole(function: Function) -> Function:
     Raises:
         torch._dynamo.exc.Unsupported: At the first call, if `function` would break the graph.
     """
-    global _native_in_graphs
-    _native_in_graphs = _fused_obstacle("native") is None  # the tracer cannot ask for a compiler
     return torch.compile(  # type: ignore[call-overload]  # the overloads lag behind the signature
         function, fullgraph=True, recompile_limit=RECOMPILE_LIMIT, isolate_recompiles=True
     )
-
-
-_native_in_graphs = False
-"""Whether a model that is being compiled may use native kernels: whether they were seen to compile."""
 
 
 def run_size(current: Tensor) -> int:
@@ -206,6 +202,12 @@ def _fused_obstacle(backend: Literal["native", "triton"]) -> str | None:
     from ranvier.kernels import native_scan
 
     return native_scan.obstacle()
+
+
+@torch.compiler.assume_constant_result
+def _native_compiles() -> bool:
+    """Asked while a network is traced, which it is without: the tracer cannot look for compilers."""
+    return _fused_obstacle("native") is None
 
 
 def _fused(

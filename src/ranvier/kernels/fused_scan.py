@@ -97,7 +97,7 @@ class View(NamedTuple):
         return cls(numel // columns, columns, inner)
 
 
-class Scan(NamedTuple):
+class Job(NamedTuple):
     """What a kernel is given to work on. All steps of all tensors are dense, and lie in memory as those of `current`.
 
     Attributes:
@@ -120,12 +120,12 @@ class Scan(NamedTuple):
 class Kernels(Protocol):
     """What a backend has: functions that fill the tensors that they are given."""
 
-    def forward(self, scan: Scan, spikes: Tensor, end: Tensor) -> None:
+    def forward(self, job: Job, spikes: Tensor, end: Tensor) -> None:
         """Write the spikes `[T, B, ...]` and the potential after the last step, `[B, ...]`."""
 
     def backward(
         self,
-        scan: Scan,
+        job: Job,
         grad_spikes: Tensor | None,
         grad_end: Tensor | None,
         grad_current: Tensor,
@@ -245,7 +245,7 @@ def _make_scan(
     current = _dense(current)
     spikes, end = _outputs(current)
     if end.numel() > 0:
-        _kernels(backend).forward(_scan(kind, current, end, state, rate, excess), spikes, end)
+        _kernels(backend).forward(_job(kind, current, end, state, rate, excess), spikes, end)
     return spikes, NeuronState(end)
 
 
@@ -305,7 +305,7 @@ def _scan_backward_operator(
     if end.numel() > 0:
         kind = Kind(neuron, reset, detach_reset, surrogate, surrogate_number, v_threshold, v_burst, tau)
         grad_learned = _kernels(backend).backward(
-            _scan(kind, current, end, state, rate, excess),
+            _job(kind, current, end, state, rate, excess),
             None if grad_spikes is None else _laid_out_as(end, grad_spikes),
             None if grad_end is None else _laid_out_as(end, grad_end),
             grad_current,
@@ -366,11 +366,11 @@ def _kernels(backend: str) -> Kernels:
     return triton_scan
 
 
-def _scan(
+def _job(
     kind: Kind, current: Tensor, end: Tensor, state: Tensor | None, rate: Tensor | None, excess: Tensor | None
-) -> Scan:
+) -> Job:
     state = None if state is None else _laid_out_as(end, state)
-    return Scan(kind, View.of(current, excess is not None), current, state, rate, excess)
+    return Job(kind, View.of(current, excess is not None), current, state, rate, excess)
 
 
 def _dense(current: Tensor) -> Tensor:

@@ -133,6 +133,7 @@ INLINE Float slope(Float u, float number) {
     return abs(u) < number ? all(1 / (2 * number)) : all(0);
 #endif
 }
+
 }  // namespace
 
 // What both functions are given: `_Work` in native_scan.py.

@@ -3,8 +3,8 @@
 The source, `native_scan.cpp`, is compiled for one kind of neuron, dtype and T when they first run (half a second), and
 kept in the cache folder. Sizes, strides and numbers are arguments: another batch compiles nothing again.
 
-A line of neurons goes through all steps while its potentials are in registers, and memory is read and written
-once: forward reads the input and writes the spikes, backward reads the input and the gradient of the spikes and writes
+A line of neurons goes through all steps while its potentials are in registers, and memory is read and written once:
+forward reads the input and writes the spikes, backward reads the input and the gradient of the spikes and writes
 that of the input.
 """
 
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ranvier import provenance
-from ranvier.kernels.fused_scan import Kind, Scan
+from ranvier.kernels.fused_scan import Job, Kind
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 
@@ -80,57 +80,57 @@ class _Work(ctypes.Structure):
     )
 
 
-def _work(scan: Scan, gain: Tensor | None) -> _Work:
+def _work(job: Job, gain: Tensor | None) -> _Work:
     """What the functions are given; `gain` is that of each column, see `_gain`."""
-    current, kind = scan.current, scan.kind
+    current, kind = job.current, job.kind
     steps, numel = len(current), current[0].numel()
     return _Work(
         current.data_ptr(),
-        _address(scan.state),
+        _address(job.state),
         _address(gain),
         steps,
         numel,
         current.stride(0),
-        scan.view.columns,
-        scan.view.inner,
+        job.view.columns,
+        job.view.inner,
         CHUNKS,
         1 if steps * numel < ALONE else torch.get_num_threads(),
         numel % LINE == 0 and steps * numel * current.element_size() >= PAST_CACHES,
-        kind.charge[1] if scan.rate is None else scan.rate.item(),
+        kind.charge[1] if job.rate is None else job.rate.item(),
         kind.v_threshold,
         kind.v_burst,
         kind.surrogate_number,
     )
 
 
-def _gain(scan: Scan) -> Tensor | None:
+def _gain(job: Job) -> Tensor | None:
     """What a burst sends beyond a spike, for each column of the view and, beginning anew, for those of a line more."""
-    if scan.excess is None:
+    if job.excess is None:
         return None
-    columns = scan.excess.repeat_interleave(scan.view.columns // len(scan.excess))
+    columns = job.excess.repeat_interleave(job.view.columns // len(job.excess))
     return columns.repeat(1 + -(-LINE // len(columns)))[: len(columns) + LINE].contiguous()
 
 
-def forward(scan: Scan, spikes: Tensor, end: Tensor) -> None:
+def forward(job: Job, spikes: Tensor, end: Tensor) -> None:
     """Write the spikes and the potential after the last step: see `ranvier.kernels.fused_scan.Kernels`."""
     _ask_for_huge_pages(spikes)
-    gain = _gain(scan)
-    _library_of(scan.kind, scan.current.dtype, len(scan.current)).forward(
-        ctypes.byref(_work(scan, gain)), _address(spikes), _address(end)
+    gain = _gain(job)
+    _library_of(job.kind, job.current.dtype, len(job.current)).forward(
+        ctypes.byref(_work(job, gain)), _address(spikes), _address(end)
     )
 
 
 def backward(
-    scan: Scan, grad_spikes: Tensor | None, grad_end: Tensor | None, grad_current: Tensor, grad_state: Tensor | None
+    job: Job, grad_spikes: Tensor | None, grad_end: Tensor | None, grad_current: Tensor, grad_state: Tensor | None
 ) -> Tensor | None:
     """Write and return gradients: see `ranvier.kernels.fused_scan.Kernels`."""
-    learned = scan.excess if scan.rate is None else scan.rate
+    learned = job.excess if job.rate is None else job.rate
     partial = None if learned is None else torch.zeros(CHUNKS, len(learned), dtype=torch.float64)
     _ask_for_huge_pages(grad_current)
-    library = _library_of(scan.kind, scan.current.dtype, len(scan.current))
-    gain = _gain(scan)
+    library = _library_of(job.kind, job.current.dtype, len(job.current))
+    gain = _gain(job)
     library.backward(
-        ctypes.byref(_work(scan, gain)),
+        ctypes.byref(_work(job, gain)),
         _address(grad_spikes),
         0 if grad_spikes is None else grad_spikes.stride(0),
         _address(grad_end),
@@ -141,7 +141,6 @@ def backward(
     return None if partial is None else partial.sum(0).float()
 
 
-@functools.cache
 def obstacle() -> str | None:
     """What keeps the kernels from being compiled here, with the remedy; None if nothing does."""
     if sys.platform == "win32":
@@ -179,29 +178,42 @@ def _library(definitions: tuple[str, ...]) -> ctypes.CDLL:
     """The source compiled with these definitions, from the cache folder if it was compiled before.
 
     Raises:
-        RuntimeError: the compiler failed.
+        RuntimeError: the compiler failed, or the cache folder cannot be written.
     """
     command = [str(provenance.cpp_compiler()), *FLAGS, *definitions]
     made_of = [SOURCE.read_text(), *command, _compiler_version(), provenance.processor_features()]
     key = hashlib.sha256("\n".join(made_of).encode()).hexdigest()[:24]
     path = provenance.cache_folder() / "kernels" / f"{SOURCE.stem}-{key}.so"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Compiled beside its place and moved there, so that another process finds all of it or nothing.
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            made = Path(folder, path.name)
-            command += ["-o", str(made), str(SOURCE)]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-            if done.returncode:
-                reason = next((line for line in done.stderr.splitlines() if "error" in line), f"exit {done.returncode}")
-                raise RuntimeError(f"compiling them failed: {reason}")
-            os.replace(made, path)
-    library = ctypes.CDLL(str(path))
+    try:
+        if not path.exists():
+            _compile(command, path)
+        try:
+            library = ctypes.CDLL(str(path))
+        except OSError:  # cut off, as when the machine lost power
+            path.unlink(missing_ok=True)
+            _compile(command, path)
+            library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise RuntimeError(f"{path} cannot be written or read: {error}. Set RANVIER_CACHE to another folder") from error
     pointer, integer = ctypes.c_void_p, ctypes.c_int64
     library.forward.argtypes = [ctypes.POINTER(_Work), pointer, pointer]
     library.backward.argtypes = [ctypes.POINTER(_Work), pointer, integer, *[pointer] * 4]
     library.forward.restype = library.backward.restype = None
     return library
+
+
+def _compile(command: list[str], path: Path) -> None:
+    """Run the compiler beside `path` and move what it made there: another process finds all of it or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        made = Path(folder, path.name)
+        done = subprocess.run(
+            [*command, "-o", str(made), str(SOURCE)], capture_output=True, text=True, timeout=300, check=False
+        )
+        if done.returncode:
+            reason = next((line for line in done.stderr.splitlines() if "error" in line), f"exit {done.returncode}")
+            raise RuntimeError(f"compiling them failed: {reason}")
+        os.replace(made, path)
 
 
 @functools.cache

@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ranvier.kernels.fused_scan import Kind, Scan, View
+from ranvier.kernels.fused_scan import Job, Kind, View
 
 HELD_STEPS = 32
 """Steps whose potentials backward holds in registers, and steps of one launch."""
@@ -274,42 +274,42 @@ INTERPRETED = not isinstance(_forward_kernel, triton.JITFunction)
 """Whether Triton was imported with TRITON_INTERPRET=1, so that kernels run in Python, on a CPU too."""
 
 
-def forward(scan: Scan, spikes: Tensor, end: Tensor) -> None:
+def forward(job: Job, spikes: Tensor, end: Tensor) -> None:
     """Write the spikes and the potential after the last step: see `ranvier.kernels.fused_scan.Kernels`."""
-    v = scan.state
-    for first in range(0, len(scan.current), HELD_STEPS):
+    v = job.state
+    for first in range(0, len(job.current), HELD_STEPS):
         held = slice(first, first + HELD_STEPS)
-        after = end if held.stop >= len(scan.current) else torch.empty_like(end)
-        _run_forward(scan, held, v, spikes[held], after)
+        after = end if held.stop >= len(job.current) else torch.empty_like(end)
+        _run_forward(job, held, v, spikes[held], after)
         v = after
 
 
 def backward(
-    scan: Scan, grad_spikes: Tensor | None, grad_end: Tensor | None, grad_current: Tensor, grad_state: Tensor | None
+    job: Job, grad_spikes: Tensor | None, grad_end: Tensor | None, grad_current: Tensor, grad_state: Tensor | None
 ) -> Tensor | None:
     """Write and return gradients: see `ranvier.kernels.fused_scan.Kernels`."""
-    view, constants = scan.view, _Constants.of(scan.kind)
-    learned = scan.excess if scan.rate is None else scan.rate
+    view, constants = job.view, _Constants.of(job.kind)
+    learned = job.excess if job.rate is None else job.rate
     like_end = torch.empty_like(grad_current[0], dtype=torch.float32)
-    starts = [scan.state]
-    for first in range(0, len(scan.current) - HELD_STEPS, HELD_STEPS):
+    starts = [job.state]
+    for first in range(0, len(job.current) - HELD_STEPS, HELD_STEPS):
         after = torch.empty_like(like_end)
-        _run_forward(scan, slice(first, first + HELD_STEPS), starts[-1], None, after)
+        _run_forward(job, slice(first, first + HELD_STEPS), starts[-1], None, after)
         starts.append(after)
     to_v = grad_end
     sums = []
     for number in reversed(range(len(starts))):
         held = slice(number * HELD_STEPS, (number + 1) * HELD_STEPS)
-        part, sent = scan.current[held], None if grad_spikes is None else grad_spikes[held]
+        part, sent = job.current[held], None if grad_spikes is None else grad_spikes[held]
         tile = _Tile.of(view, len(part), 1 if learned is None else 2)
-        partial = None if learned is None else like_end.new_empty(tile.num_partial(scan.rate is not None))
+        partial = None if learned is None else like_end.new_empty(tile.num_partial(job.rate is not None))
         before = torch.empty_like(like_end) if number > 0 else grad_state
         with _on(part):
             _backward_kernel[(tile.programs,)](
                 part,
                 starts[number],
-                scan.rate,
-                scan.excess,
+                job.rate,
+                job.excess,
                 sent,
                 to_v,
                 grad_current[held],
@@ -327,12 +327,12 @@ def backward(
                 constants.charge_backward,
                 constants.reset,
                 constants.reset_backward,
-                scan.kind.detach_reset,
-                DERIVATIVES[scan.kind.surrogate],
-                scan.kind.surrogate_number,
+                job.kind.detach_reset,
+                DERIVATIVES[job.kind.surrogate],
+                job.kind.surrogate_number,
                 constants.leak,
-                scan.kind.v_threshold,
-                scan.kind.v_burst,
+                job.kind.v_threshold,
+                job.kind.v_burst,
                 tile.rows,
                 tile.columns,
                 num_warps=WARPS,
@@ -340,7 +340,7 @@ def backward(
             )
         to_v = before
         sums.append(partial)
-    return None if learned is None else _added_up(sums, view, learned, scan.rate is None)
+    return None if learned is None else _added_up(sums, view, learned, job.rate is None)
 
 
 # What kernels are launched with.
@@ -397,16 +397,16 @@ class _Tile(NamedTuple):
         return self.programs if one_sum else self.row_blocks * self.all_columns
 
 
-def _run_forward(scan: Scan, held: slice, state: Tensor | None, spikes: Tensor | None, end: Tensor) -> None:
+def _run_forward(job: Job, held: slice, state: Tensor | None, spikes: Tensor | None, end: Tensor) -> None:
     """Launch the forward kernel for the steps `held`; without `spikes` for the potential alone."""
-    view, constants, current = scan.view, _Constants.of(scan.kind), scan.current[held]
+    view, constants, current = job.view, _Constants.of(job.kind), job.current[held]
     tile = _Tile.of(view, len(current))
     with _on(current):
         _forward_kernel[(tile.programs,)](
             current,
             state,
-            scan.rate,
-            scan.excess,
+            job.rate,
+            job.excess,
             spikes,
             end,
             current.stride(0),
@@ -419,8 +419,8 @@ def _run_forward(scan: Scan, held: slice, state: Tensor | None, spikes: Tensor |
             constants.charge,
             constants.reset,
             constants.leak,
-            scan.kind.v_threshold,
-            scan.kind.v_burst,
+            job.kind.v_threshold,
+            job.kind.v_burst,
             tile.rows,
             tile.columns,
             num_warps=WARPS,

@@ -3,9 +3,9 @@
 from ranvier.nn.affine import AffineIF
 from ranvier.nn.converted import ConvertedIF
 from ranvier.nn.foreign import from_snntorch, from_spikingjelly
+from ranvier.nn.memory import keep_plainly, pack_spikes, recompute_norms
 from ranvier.nn.neurons import IF, LIF, LIFB, PLIF, LIFPair, Neuron
 from ranvier.nn.normalization import BatchNorm
-from ranvier.nn.packed import keep_plainly, pack_spikes, recompute_norms
 from ranvier.nn.proxy import ProxyActivation, ProxyNorm, analog
 from ranvier.nn.quantized import QCFS
 from ranvier.nn.readout import Readout

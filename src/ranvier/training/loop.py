@@ -172,14 +172,17 @@ def fit(
     progress = training.progress
     show = accelerator.is_main_process
     metrics = Metrics(out if show else None, progress.history, tensorboard=execution.tensorboard)
-    with Display(epochs * len(train), progress.step, show=show and not quiet) as display:
-        while progress.epoch < epochs:
-            training.run_epoch(display)
-            record = training.finish_epoch(test)
-            metrics.add(record)
-            display.say(_line(record, epochs, scored_on))
+    try:
+        with Display(epochs * len(train), progress.step, show=show and not quiet) as display:
+            while progress.epoch < epochs:
+                training.run_epoch(display)
+                record = training.finish_epoch(test)
+                metrics.add(record)
+                display.say(_line(record, epochs, scored_on))
+    finally:
+        if execution.memory == "low":
+            keep_plainly(model)
     metrics.close()
-    keep_plainly(model)
     return progress
 
 

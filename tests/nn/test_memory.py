@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ranvier import models
 from ranvier.nn import IF, LIF, LIFB, PLIF, TimeFolded, keep_plainly, pack_spikes
-from ranvier.nn.packed import PackedConv2d, pack, unpack
+from ranvier.nn.memory import PackedConv2d, pack, unpack
 from ranvier.nn.structure import Activation, Chain
 
 
@@ -122,6 +122,15 @@ def test_a_network_computes_the_same_and_compiles_whole() -> None:
             torch.testing.assert_close(ours, theirs)
     with torch.no_grad():
         assert torch.equal(network(x, 3), expected)
+
+
+def test_gradients_of_gradients_are_refused() -> None:
+    conv = PackedConv2d(2, 2, 3)
+    conv.largest = 1
+    x = torch.ones(1, 2, 5, 5, requires_grad=True)
+    (gradient,) = torch.autograd.grad(conv(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
 
 
 class TwoPlaces(nn.Module):

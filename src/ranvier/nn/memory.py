@@ -1,13 +1,15 @@
-"""Less memory for training: convolutions that keep their spikes in few bits until backward needs them.
+"""Training with less memory: what a network keeps for backward, in its convolutions and between its layers.
 
 A convolution keeps its input for the gradient of its weights. Where that input is spikes, a bit each says all of it,
 and where it is a sum of spikes, as in residual networks that add them, a byte does: a sixteenth and a half of bfloat16.
+What a neuron is given follows from the input of the normalisation before it, and need not be kept (`recompute`).
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from ranvier.nn.neurons import IF, LIF, PLIF
 from ranvier.nn.structure import Activation, Chain, Concat, Residual, is_hooked
@@ -53,6 +55,7 @@ class _PackedConvolution(torch.autograd.Function):
         return torch.conv2d(spikes, weight, bias, *settings)
 
     @staticmethod
+    @once_differentiable  # what is unpacked has no history: no gradient of gradients
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weight, packed = ctx.saved_tensors
         stride, padding, dilation, groups = ctx.settings
