@@ -59,6 +59,8 @@ def draw_recording(
     space.set_ylabel("column", fontsize=8)
     space.set_zlabel("row", fontsize=8, labelpad=-2)
     space.tick_params(labelsize=7, colors=FAINT, labelcolor=INK)
+    for axis in (space.yaxis, space.zaxis):  # short in perspective: more labels would overlap
+        axis.get_major_locator().set_params(nbins=4, integer=True)
     flat.scatter(x, y, c=milliseconds, s=max(2, 9000 / height / width), alpha=0.5, linewidths=0, cmap="viridis")
     flat.set_xlim(-0.5, width - 0.5)
     flat.set_ylim(height - 0.5, -0.5)
