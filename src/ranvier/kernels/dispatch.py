@@ -204,10 +204,13 @@ def _fused_obstacle(backend: Literal["native", "triton"]) -> str | None:
     return native_scan.obstacle()
 
 
-@torch.compiler.assume_constant_result
 def _native_compiles() -> bool:
     """Asked while a network is traced, which it is without: the tracer cannot look for compilers."""
     return _fused_obstacle("native") is None
+
+
+# What torch.compiler.assume_constant_result sets. Calling it would load torch's compiler with ranvier: a second more.
+_native_compiles._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _fused(
