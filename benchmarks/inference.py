@@ -3,6 +3,7 @@
     pip install --no-deps -r benchmarks/requirements.txt && pip install loguru
     python benchmarks/inference.py --out inference.json
     python benchmarks/inference.py --device cuda
+    python benchmarks/inference.py --accuracy RUN --data PATH    # of a trained network, at each precision
     python benchmarks/inference.py --rounds 2 --batches 2 --image-size 8 --stream-steps 20 \\
         --without-spikingjelly-compiled                                                        # a rehearsal
 
@@ -24,6 +25,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -31,8 +33,12 @@ from torch import Tensor, nn
 
 from ranvier import models, provenance
 from ranvier.atomic import write_json
+from ranvier.data import Batches
+from ranvier.evaluation import accuracy_by_step
 from ranvier.export import to_inference
 from ranvier.nn import LIF, BatchNorm
+from ranvier.recipes import load_data, load_trained
+from ranvier.training import channels_last
 
 OURS = "ranvier, bfloat16, auto"
 PLAIN = "ranvier, network in eval mode, float32"
@@ -198,6 +204,7 @@ def ann(precision: Any, implementation: Any) -> Callable[[Setting], Contender]:
 
 CONTENDERS: dict[str, Callable[[Setting], Contender]] = {
     OURS: ours("bfloat16", "auto"),
+    "ranvier, int8, auto": ours("int8", "auto"),
     "ranvier, float32, auto": ours("float32", "auto"),
     "ranvier, bfloat16, compiled": ours("bfloat16", "compiled"),
     "ranvier, float32, compiled": ours("float32", "compiled"),
@@ -287,6 +294,25 @@ class Case:
         return {name: values[:steps] for name, values in found.items()}
 
 
+def accuracy(folder: Path, data: str | None) -> Iterator[str]:
+    """Lines of a table: test accuracy of a trained network at each precision, and how often its answers change."""
+    trained = load_trained(folder)
+    recipe = trained.recipe.override(hold_out=0)
+    test = Batches(load_data(recipe, data).test, 250, normalization=trained.form.normalization)
+    batches = [(channels_last(images), labels) for images, labels in test]
+    steps = recipe.steps
+    yield "| test accuracy % | " + " | ".join(f"T={t}" for t in range(1, steps + 1)) + f" | same answers %, T={steps} |"
+    yield "|---" * (steps + 2) + "|"
+    expected: list[Tensor] = []
+    for precision in ("float32", "bfloat16", "int8"):
+        fast = to_inference(trained.model, precision=precision)  # type: ignore[arg-type]
+        curve = accuracy_by_step(fast, batches, steps)
+        answers = [fast(images, steps).mean(0).argmax(1) for images, _ in batches]
+        expected = expected or answers
+        same = float(torch.cat([a == b for a, b in zip(answers, expected, strict=True)]).float().mean())
+        yield f"| {precision} | {' | '.join(f'{100 * value:.2f}' for value in curve.accuracy)} | {100 * same:.2f} |"
+
+
 HEADER = f"| | | median ms | range | / {OURS} |\n|---|---|---|---|---|"
 STREAM_HEADER = "| one streamed step, B=1 | p50 ms | p95 ms |\n|---|---|---|"
 
@@ -314,8 +340,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9, help="at least 7, unless it is a rehearsal")
     parser.add_argument("--stream-steps", type=int, default=200)
     parser.add_argument("--without-spikingjelly-compiled", action="store_true", help="compiling it takes minutes")
+    parser.add_argument("--accuracy", type=Path, default=None, help="folder of a training, scored instead of timed")
+    parser.add_argument("--data", default=None, help="of that training")
     parser.add_argument("--out", default=None, help="json file")
     arguments = parser.parse_args()
+    if arguments.accuracy is not None:
+        print("\n".join(accuracy(arguments.accuracy, arguments.data)))
+        return
     rehearsal = arguments.rounds < 7
     if rehearsal and arguments.out:
         parser.error(f"--rounds is {arguments.rounds}, but a median with its range needs at least 7 to be written")

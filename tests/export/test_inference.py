@@ -15,6 +15,7 @@ from ranvier.conversion import ConvertedSNN
 from ranvier.evaluation import accuracy_by_step, run_until_confident
 from ranvier.export import Agreement, InferenceNetwork, agreement, to_inference
 from ranvier.export import inference as module
+from ranvier.export.inference import Precision
 from ranvier.nn import LIF, LIFB, BatchNorm, ProxyActivation, ProxyNorm, Readout, TimeFolded, analog, pack_spikes
 from ranvier.nn.memory import PackedConv2d
 from ranvier.nn.structure import Activation, Chain, Concat, Residual, conv_norm
@@ -157,10 +158,14 @@ def test_bfloat16_rounds_no_more_than_autocast(name: str) -> None:
     assert (logits - expected).abs().mean() <= 1.15 * (autocast - expected).abs().mean()
 
 
-def test_bfloat16_agrees_on_a_trained_network() -> None:
+@pytest.mark.parametrize("precision", ["int8", "bfloat16"])
+def test_agrees_on_a_trained_network(precision: Precision) -> None:
     torch.manual_seed(0)
     prototypes = torch.randn(3, 2, 8, 8)
-    model, _ = random("vgg")
+    neuron = LIF if precision == "int8" else LIFB
+    model: models.SpikingNetwork = models.vgg(
+        (4, "A", 6, "A"), num_classes=3, in_channels=2, image_size=8, neuron=neuron
+    )
     labels = torch.arange(96) % 3
     with torch.enable_grad():
         optimizer = torch.optim.Adam(model.train().parameters(), lr=0.01)
@@ -173,7 +178,7 @@ def test_bfloat16_agrees_on_a_trained_network() -> None:
     images = prototypes[labels] + 0.5 * torch.randn(96, 2, 8, 8)
     assert (model.eval()(images, 2).mean(0).argmax(-1) == labels).float().mean() > 0.9, "it has not learned"
     # Most margins are several times what rounding moves logits by: only samples near a boundary may change sides.
-    found = agreement(model, to_inference(model), images, 2)
+    found = agreement(model, to_inference(model, precision=precision), images, 2)
     assert min(found.predictions) >= 0.95, found
 
 
@@ -488,7 +493,7 @@ def test_errors() -> None:
         to_inference(nn.Linear(3, 3))
     with pytest.raises(TypeError, match="already made for inference"):
         to_inference(fast)
-    with pytest.raises(ValueError, match="precision is 'float16', but must be one of 'bfloat16', 'float32'"):
+    with pytest.raises(ValueError, match="precision is 'float16', but must be one of 'int8', 'bfloat16', 'float32'"):
         to_inference(model, precision="float16")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="implementation is 'fast'"):
         to_inference(model, implementation="fast")  # type: ignore[arg-type]

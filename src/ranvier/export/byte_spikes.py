@@ -1,0 +1,269 @@
+"""Spikes as bytes and weights as int8, for networks that only run.
+
+A spike is 0 or 1, and what networks make of spikes before the next convolution, sums and poolings, are small whole
+numbers. As bytes they are exact, take half the memory of bfloat16, and multiply with int8 weights at twice the rate.
+Only the weights are rounded:
+
+    scale[o] = max |W[o]| / 127,    Q[o] = round(W[o] / scale[o])        o: output channel
+    y[o]     = scale[o] (Q[o] x) + b[o],    with Q x in whole numbers
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ranvier.models import Network
+from ranvier.nn import IF, LIF, PLIF, Carry, TimeFolded
+from ranvier.nn.structure import Activation, Block, Chain, Concat, Residual, is_hooked
+
+LARGEST_WEIGHT, LARGEST_BYTE = 127, 255
+
+SPIKING = (IF, LIF, PLIF)
+"""Neurons whose output is 0 or 1."""
+CONTAINERS = (Chain, Residual, Concat, TimeFolded, nn.Sequential)
+"""What only hands on to what it contains."""
+KEEPING = (nn.Flatten, nn.Identity, nn.Dropout)
+"""Layers that give bytes for bytes, in evaluation."""
+
+
+class Bytes(NamedTuple):
+    """What the bytes at one place of a network stand for: the number over `divisor`; none is above `most`."""
+
+    divisor: int
+    most: int
+
+
+def use_bytes(network: Network) -> int:
+    """Let spikes run through a network as bytes, and give the convolutions that they reach int8 weights, in place.
+
+    Bytes come from `IF`, `LIF` and `PLIF`. They pass max-pooling, flattening, sums with others (SEW) and, as sums
+    whose divisor the next layer takes over, average-pooling without padding. A convolution with zero padding turns them
+    into currents again; whatever else they reach gets them as numbers of `bfloat16`. The encoder, which sees images,
+    and the readout keep their weights.
+
+    Args:
+        network: In float32, normalisation absorbed.
+
+    Returns:
+        How many convolutions have int8 weights now.
+
+    Raises:
+        ValueError: The network uses a layer or a neuron at two places.
+    """
+    uses = Counter(id(part) for _, part in network.body.named_modules(remove_duplicate=False))
+    shared = next((name for name, part in network.body.named_modules() if uses[id(part)] > 1), None)
+    if shared is not None:
+        raise ValueError(
+            f"body.{shared} is used at two places, but int8 needs to know what each layer gets. "
+            'Use precision="bfloat16", or give each place a layer of its own.'
+        )
+    network.body, leaves = _through_block(network.body, None)
+    network.body = _as_numbers(network.body, leaves)
+    return sum(isinstance(part, ByteConv2d) for part in network.modules())
+
+
+class ByteActivation(Activation):
+    """A neuron whose spikes are bytes."""
+
+    def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
+        """Map currents `[T, B, ...]` to spikes `[T, B, ...]`, uint8."""
+        return as_bytes(super().forward(x, carry))
+
+
+class ByteConv2d(nn.Module):
+    """A convolution of bytes with int8 weights: whole numbers inside, bfloat16 out.
+
+    Where oneDNN has no such kernel (another device, or none at all) the same whole numbers are convolved in bfloat16.
+
+    Args:
+        layer: In float32, padded with zeros.
+        divisor: What its input is to be divided by.
+    """
+
+    weight: Tensor
+    scale: Tensor
+    bias: Tensor | None
+    zero_points: Tensor
+
+    def __init__(self, layer: nn.Conv2d, divisor: int = 1) -> None:
+        super().__init__()
+        assert not isinstance(layer.padding, str)
+        self.geometry = (list(layer.stride), list(layer.padding), list(layer.dilation), layer.groups)
+        weight = layer.weight.detach().float()
+        scale = weight.abs().amax((1, 2, 3)).clamp_min(torch.finfo(torch.float32).tiny) / LARGEST_WEIGHT
+        rounded = (weight / scale.view(-1, 1, 1, 1)).round().to(torch.int8)
+        self.register_buffer("weight", rounded.contiguous(memory_format=torch.channels_last))
+        self.register_buffer("scale", scale / divisor)
+        self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().float())
+        self.register_buffer("zero_points", torch.zeros(len(weight), dtype=torch.int32))
+        self._packed: Tensor | None = None
+        self._made_of: tuple[int, ...] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map bytes `[N, C, H, W]` to bfloat16."""
+        stride, padding, dilation, groups = self.geometry
+        if x.device.type != "cpu" or x.numel() == 0 or not has_kernels() or torch.compiler.is_compiling():
+            y = nn.functional.conv2d(x.float(), self.weight.float(), None, stride, padding, dilation, groups)
+            y = y * self.scale.view(-1, 1, 1) + (0 if self.bias is None else self.bias.view(-1, 1, 1))
+            return y.to(torch.bfloat16)
+        present = (self.weight.data_ptr(), self.weight._version, self.scale.data_ptr(), self.scale._version)
+        if self._made_of != present:  # at first, and after weights were loaded
+            self._made_of = present
+            self._packed = torch.ops.onednn.qconv_prepack(self.weight, self.scale, 1.0, 0, *self.geometry, None)
+        found: Tensor = torch.ops.onednn.qconv_pointwise(
+            *(x, 1.0, 0, self._packed, self.scale, self.zero_points, self.bias, *self.geometry),
+            *(1.0, 0, torch.bfloat16, "none", [None], ""),
+        )
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the packed copy, which cannot be copied."""
+        return {**vars(self), "_packed": None, "_made_of": None}
+
+    def extra_repr(self) -> str:
+        """Sizes, as printed."""
+        outputs, inputs, *kernel = self.weight.shape
+        stride, padding, dilation, groups = self.geometry
+        return f"{inputs * groups}, {outputs}, {kernel}, {stride=}, {padding=}, {dilation=}, {groups=}"
+
+
+class SumPool2d(nn.Module):
+    """Average-pooling of bytes, times the size of its windows: bytes again."""
+
+    def __init__(self, pool: nn.AvgPool2d) -> None:
+        super().__init__()
+        self.window, self.stride = _pair(pool.kernel_size), _pair(pool.stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[N, C, H, W]` to the sums of windows."""
+        (rows, columns), (down, right) = self.window, self.stride
+        down_to, right_to = x.shape[2] - rows + 1, x.shape[3] - columns + 1
+        total: Tensor | None = None
+        for row in range(rows):
+            for column in range(columns):
+                part = x[:, :, row : row + down_to : down, column : column + right_to : right]
+                total = part.clone() if total is None else total.add_(part)
+        assert total is not None
+        return total
+
+
+class Numbers(nn.Module):
+    """Bytes as numbers of bfloat16."""
+
+    def __init__(self, divisor: int) -> None:
+        super().__init__()
+        self.divisor = divisor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map bytes to what they stand for."""
+        y = x.to(torch.bfloat16)
+        return y if self.divisor == 1 else y / self.divisor
+
+
+def as_bytes(spikes: Tensor) -> Tensor:
+    """Spikes, 0 or 1, as bytes.
+
+    >>> as_bytes(torch.tensor([0.0, 1.0], dtype=torch.bfloat16))
+    tensor([0, 1], dtype=torch.uint8)
+    """
+    if spikes.dtype != torch.bfloat16:
+        return spikes.to(torch.uint8)
+    # 1.0 is 0x3F80, whose lower byte is 128. Whole numbers are converted ten times as fast as bfloat16.
+    return spikes.view(torch.int16).to(torch.uint8).bitwise_right_shift_(7)
+
+
+def has_kernels() -> bool:
+    """Whether this build of torch convolves bytes with int8 weights."""
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.onednn, "qconv_pointwise")
+
+
+def _through(parts: Iterable[nn.Module], came: Bytes | None) -> tuple[list[nn.Module], Bytes | None]:
+    """Layers one after the other, ready for what comes to each; and what leaves the last (None: ordinary numbers)."""
+    ready: list[nn.Module] = []
+    for part in parts:
+        if came is not None and not _takes_bytes(part, came):
+            ready.append(Numbers(came.divisor))
+            came = None
+        part, came = _ready(part, came)
+        ready.append(part)
+    return ready, came
+
+
+def _takes_bytes(part: nn.Module, came: Bytes) -> bool:
+    """Whether bytes may reach a layer, or what is in it, as they are."""
+    if is_hooked(part):
+        return False
+    if type(part) is nn.Conv2d:
+        return part.padding_mode == "zeros" and not isinstance(part.padding, str)
+    if type(part) is nn.AvgPool2d:
+        plain = _pair(part.padding) == (0, 0) and not part.ceil_mode and part.divisor_override is None
+        return plain and came.most * math.prod(_pair(part.kernel_size)) <= LARGEST_BYTE
+    if type(part) is nn.MaxPool2d:
+        return not part.return_indices
+    return type(part) in (*CONTAINERS, *KEEPING)
+
+
+def _ready(part: nn.Module, came: Bytes | None) -> tuple[nn.Module, Bytes | None]:
+    """One part for what comes to it, and what leaves it."""
+    if type(part) is Activation:
+        if type(part.neuron) not in SPIKING or is_hooked(part) or is_hooked(part.neuron):
+            return part, None
+        part.__class__ = ByteActivation
+        return part, Bytes(1, 1)
+    if is_hooked(part):
+        return part, None
+    if isinstance(part, Residual | Concat) and type(part) in CONTAINERS:
+        return part, _meet(part, came)
+    if type(part) in CONTAINERS:
+        inside: Any = part.layers if isinstance(part, Chain) else part
+        ready, leaves = _through(inside, came)
+        del inside[:]
+        inside.extend(ready)
+        return part, leaves
+    if came is None:
+        return part, None
+    if isinstance(part, nn.Conv2d):
+        return ByteConv2d(part, came.divisor), None
+    if isinstance(part, nn.AvgPool2d):
+        size = math.prod(_pair(part.kernel_size))
+        return SumPool2d(part), Bytes(came.divisor * size, came.most * size)
+    return part, came
+
+
+def _meet(part: Residual | Concat, came: Bytes | None) -> Bytes | None:
+    """Branches, each ready for what comes, and what leaves their sum or their concatenation."""
+    branches = list(part.branches) if isinstance(part, Concat) else [part.branch, part.shortcut]
+    prepared = [_through_block(branch, came) for branch in branches]
+    leaving = [leaves for _, leaves in prepared if leaves is not None]
+    most = [leaves.most for leaves in leaving]
+    together = max(most, default=0) if isinstance(part, Concat) else sum(most)
+    alike = len(leaving) == len(branches) and len({leaves.divisor for leaves in leaving}) == 1
+    met = Bytes(leaving[0].divisor, together) if alike and together <= LARGEST_BYTE else None
+    blocks = [block if met else _as_numbers(block, leaves) for block, leaves in prepared]
+    if isinstance(part, Concat):
+        part.branches = nn.ModuleList(blocks)
+    else:
+        part.branch, part.shortcut = blocks
+    return met
+
+
+def _through_block(block: nn.Module, came: Bytes | None) -> tuple[Block, Bytes | None]:
+    ready, leaves = _through([block], came)
+    only = ready[0]
+    return only if len(ready) == 1 and isinstance(only, Block) else Chain(*ready), leaves
+
+
+def _as_numbers(block: Block, leaves: Bytes | None) -> Block:
+    """The block, with ordinary numbers as its output."""
+    return block if leaves is None else Chain(block, Numbers(leaves.divisor))
+
+
+def _pair(size: int | tuple[int, ...]) -> tuple[int, int]:
+    first, second = (size, size) if isinstance(size, int) else size
+    return first, second

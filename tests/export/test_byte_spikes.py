@@ -1,0 +1,343 @@
+import copy
+import io
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from ranvier import models
+from ranvier.export import agreement, byte_spikes, to_inference
+from ranvier.export.byte_spikes import (
+    ByteActivation,
+    ByteConv2d,
+    Bytes,
+    Numbers,
+    SumPool2d,
+    as_bytes,
+    has_kernels,
+    use_bytes,
+)
+from ranvier.nn import IF, LIF, LIFB, PLIF, BatchNorm, Readout, TimeFolded
+from ranvier.nn.structure import Activation, Block, Chain, Concat, Residual, conv_norm
+
+from .networks import build
+
+STEPS = 3
+
+LAYERS: dict[str, Callable[[], nn.Conv2d]] = {
+    "plain": lambda: nn.Conv2d(4, 6, 3),
+    "padded": lambda: nn.Conv2d(4, 6, 3, padding=(1, 2)),
+    "strided": lambda: nn.Conv2d(4, 6, (3, 1), stride=(2, 1), padding=1),
+    "dilated": lambda: nn.Conv2d(4, 6, 3, dilation=2, padding=2),
+    "grouped": lambda: nn.Conv2d(4, 6, 3, groups=2, padding=1),
+    "depthwise": lambda: nn.Conv2d(4, 4, 3, groups=4),
+    "pointwise, no bias": lambda: nn.Conv2d(4, 6, 1, bias=False),
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients() -> Iterator[None]:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        yield
+
+
+def bytes_of(*shape: int, below: int = 9) -> Tensor:
+    return torch.randint(0, below, shape, dtype=torch.uint8)
+
+
+def kinds(network: nn.Module, *wanted: type[nn.Module]) -> list[str]:
+    return [type(part).__name__ for part in network.modules() if isinstance(part, wanted)]
+
+
+def network(*body: nn.Module, channels: int = 8) -> models.Network:
+    """An encoder of `channels`, a body that keeps the image size, a readout."""
+    after = [TimeFolded(nn.AdaptiveAvgPool2d(1), nn.Flatten(1))]
+    return models.Network(conv_norm(3, channels), Chain(*body, *after), Readout(channels, 5)).eval()
+
+
+def lively(model: models.SpikingNetwork, shape: tuple[int, ...]) -> models.SpikingNetwork:
+    """With running averages of its own currents, so that every layer fires."""
+    for part in model.modules():
+        if isinstance(part, BatchNorm):
+            part.momentum = 1.0
+            part.bias.fill_(0.3)
+    model.train()(torch.randn(8, *shape), 2)
+    return model.eval()
+
+
+# -------------------------------------------------------------------------------------------- the layers by themselves
+
+
+def test_rounding_by_hand() -> None:
+    layer = nn.Conv2d(2, 1, 1)
+    layer.weight.copy_(torch.tensor([2.54, -0.99]).view(1, 2, 1, 1))
+    layer.bias.fill_(0.5)
+    found = ByteConv2d(layer)
+    assert found.weight.flatten().tolist() == [127, -50]  # -0.99 / 0.02 = -49.5: ties to even
+    assert found.scale.item() == pytest.approx(0.02)
+    x = torch.tensor([3, 2], dtype=torch.uint8).view(1, 2, 1, 1)
+    assert found(x).item() == pytest.approx(3 * 2.54 - 2 * 1.0 + 0.5, rel=2**-8)  # output rounded to 8 bits
+    assert ByteConv2d(layer, divisor=4)(x).item() == pytest.approx((3 * 2.54 - 2 * 1.0) / 4 + 0.5, rel=2**-8)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("kernels", [True, False])
+def test_convolutions_of_all_kinds(name: str, kernels: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if kernels and not has_kernels():
+        pytest.skip("this build of torch has no int8 convolution")
+    monkeypatch.setattr(byte_spikes, "has_kernels", lambda: kernels)
+    layer = LAYERS[name]()
+    found = ByteConv2d(layer)
+    steps = found.scale.view(-1, 1, 1, 1)
+    rounded = copy.deepcopy(layer)
+    rounded.weight.copy_(found.weight * steps)
+    assert ((rounded.weight - layer.weight).abs() <= 0.501 * steps).all()
+    for batch, spread in ((3, True), (1, False), (0, False)):
+        x = bytes_of(batch, 4, 9, 7)
+        x = x.contiguous(memory_format=torch.channels_last) if spread else x
+        got, expected = found(x), rounded(x.float())
+        assert got.dtype == torch.bfloat16
+        torch.testing.assert_close(got.float(), expected, rtol=2**-8, atol=1e-5)
+
+
+def test_weights_that_are_all_zero() -> None:
+    layer = nn.Conv2d(2, 3, 1)
+    layer.weight[1] = 0
+    got = ByteConv2d(layer)(bytes_of(2, 2, 3, 3))
+    assert torch.equal(got[:, 1], layer.bias[1].to(torch.bfloat16).expand(2, 3, 3))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    size=st.tuples(st.integers(3, 9), st.integers(3, 9)),
+    window=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    stride=st.none() | st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    seed=st.integers(0, 1000),
+)
+def test_sums_are_averages_times_the_window(
+    size: tuple[int, int], window: tuple[int, int], stride: tuple[int, int] | None, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    pool, x = nn.AvgPool2d(window, stride), bytes_of(2, 3, *size)
+    expected = (pool(x.double()) * window[0] * window[1]).round()
+    assert torch.equal(SumPool2d(pool)(x).double(), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_spikes_as_bytes(dtype: torch.dtype) -> None:
+    spikes = (torch.rand(3, 2, 4, 5, 5) < 0.4).to(dtype).permute(0, 1, 4, 2, 3)
+    found = as_bytes(spikes)
+    assert found.dtype == torch.uint8
+    assert torch.equal(found, spikes.to(torch.uint8))
+    assert found.stride() == spikes.stride()
+
+
+def test_numbers() -> None:
+    assert torch.equal(
+        Numbers(4)(torch.tensor([0, 3], dtype=torch.uint8)), torch.tensor([0, 0.75], dtype=torch.bfloat16)
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- where bytes run
+
+
+@pytest.mark.parametrize("neuron", [IF, LIF, PLIF])
+def test_sew_resnet_sums_bytes(neuron: Callable[[int], nn.Module]) -> None:
+    fast = to_inference(models.sew_resnet18(3, 2, neuron=neuron), precision="int8")
+    # All but the one that sees the image: 16 in blocks, 3 on shortcuts. The pooling at the end gets numbers.
+    assert kinds(fast, ByteConv2d, Numbers) == ["ByteConv2d"] * 19 + ["Numbers"]
+    assert len(kinds(fast, ByteActivation)) == 20
+
+
+def test_vgg_pools_sums() -> None:
+    model = models.vgg((4, "A", 6, "A", "A", 8), num_classes=3, in_channels=1, image_size=8)
+    fast = to_inference(model, precision="int8")
+    assert kinds(fast, ByteConv2d, SumPool2d, Numbers) == [
+        *("SumPool2d", "ByteConv2d", "SumPool2d", "SumPool2d", "ByteConv2d", "Numbers")
+    ]
+    model = models.vgg((4, "A", "A", "A", "A", 8), num_classes=3, in_channels=1, image_size=16)
+    # The fourth pooling would give sums of up to 256: it gets numbers, and so does the convolution behind it.
+    with pytest.raises(ValueError, match="no convolution gets"):
+        to_inference(model, precision="int8")
+    assert use_bytes(model) == 0
+    assert kinds(model, ByteConv2d, SumPool2d, Numbers) == ["SumPool2d"] * 3 + ["Numbers", "Numbers"]
+
+
+def test_resnet19_adds_currents() -> None:
+    fast = to_inference(models.resnet19(3, 2), precision="int8")
+    assert len(kinds(fast, ByteConv2d)) == 18
+
+
+def test_a_concatenation_of_bytes_is_one_of_bytes() -> None:
+    halves = [Chain(conv_norm(8, 4), Activation(LIF(4))) for _ in range(2)]
+    model = network(Activation(LIF(8)), Concat(*halves), conv_norm(8, 8), Activation(LIF(8)))
+    fast = to_inference(model, precision="int8")
+    assert kinds(fast, ByteConv2d, Numbers) == ["ByteConv2d"] * 3 + ["Numbers"]
+    # With one branch of currents, all become numbers, and what follows is a convolution of bfloat16.
+    mixed = network(Activation(LIF(8)), Concat(halves[0], conv_norm(8, 4)), conv_norm(8, 8), Activation(LIF(8)))
+    assert kinds(to_inference(mixed, precision="int8"), ByteConv2d, Numbers) == ["ByteConv2d", "Numbers"] * 1 + [
+        "ByteConv2d",
+        "Numbers",
+    ]
+
+
+def test_sums_that_no_byte_holds_are_numbers() -> None:
+    many: list[nn.Module] = [Activation(LIF(8))]
+    for _ in range(8):  # 1, 2, 4 ... 128; the next would be 256
+        many.append(Residual(Chain(), Chain()))
+    model = network(*many, conv_norm(8, 8), Activation(LIF(8)))
+    with pytest.raises(ValueError, match="no convolution gets the spikes"):
+        to_inference(model, precision="int8")
+    fewer = network(*many[:-1], conv_norm(8, 8), Activation(LIF(8)))
+    fast = to_inference(fewer, precision="int8")
+    assert len(kinds(fast, ByteConv2d)) == 1
+    images = torch.randn(2, 3, 4, 4)
+    sent: list[Tensor] = []
+    next(part for part in fast.modules() if isinstance(part, ByteConv2d)).register_forward_pre_hook(
+        lambda _, inputs: sent.append(inputs[0])
+    )
+    model = lively(fewer, (3, 4, 4))
+    fast.network.body.layers[0].neuron.register_forward_hook(lambda _, __, spikes: torch.ones_like(spikes))  # type: ignore[index, union-attr, operator]
+    fast(images, 1)
+    assert sent[0].dtype == torch.uint8
+    assert (sent[0] == 128).all()
+
+
+class Halve(nn.Module):
+    """A layer that int8 does not know; on bytes it would be wrong."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x // 2 - 1 if x.dtype == torch.uint8 else x / 2
+
+
+@pytest.mark.parametrize(
+    "stranger",
+    [
+        TimeFolded(Halve()),
+        TimeFolded(nn.AvgPool2d(3, 1, padding=1)),
+        TimeFolded(nn.AvgPool2d(1, divisor_override=2)),
+        TimeFolded(nn.Upsample(scale_factor=1)),
+        BatchNorm(8),
+    ],
+    ids=["own", "padded pool", "divided pool", "resized", "normalised"],
+)
+def test_strangers_get_numbers(stranger: nn.Module) -> None:
+    model = lively(
+        network(Activation(LIF(8)), stranger, conv_norm(8, 8), Activation(LIF(8)), conv_norm(8, 8)), (3, 6, 6)
+    )
+    fast = to_inference(model, precision="int8")
+    assert len(kinds(fast, ByteConv2d)) == 1  # the one behind the second neuron
+    plain = to_inference(model)
+    found = (fast(torch.randn(16, 3, 6, 6), STEPS), plain(torch.randn(16, 3, 6, 6), STEPS))
+    assert all(logits.dtype == torch.float32 for logits in found)
+    images = torch.randn(64, 3, 6, 6)
+    assert agreement(plain, fast, images, STEPS).predictions[-1] > 0.8
+
+
+def test_hooks_see_numbers() -> None:
+    model = network(Activation(LIF(8)), conv_norm(8, 8), Activation(LIF(8)), conv_norm(8, 8))
+    seen: list[torch.dtype] = []
+    neuron = model.body.layers[0].neuron  # type: ignore[index, union-attr]
+    neuron.register_forward_hook(lambda _, __, spikes: seen.append(spikes.dtype))  # type: ignore[union-attr, operator]
+    fast = to_inference(model, precision="int8")
+    assert len(kinds(fast, ByteConv2d)) == 1
+    fast(torch.randn(1, 3, 4, 4), 2)
+    assert seen == [torch.bfloat16]
+
+
+# ------------------------------------------------------------------------------------------------------ whole networks
+
+
+def whole(model: models.SpikingNetwork, seed: int) -> models.SpikingNetwork:
+    """Weights that int8 holds exactly, -1/2, 0 and 1/2, at most eight to a neuron: bfloat16 holds their sums."""
+    torch.manual_seed(seed)
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.weight.copy_(torch.randint(-1, 2, layer.weight.shape) / 2)
+            kept = torch.rand(len(layer.weight), layer.weight[0].numel()).argsort(1) < 8
+            layer.weight.mul_(kept.view_as(layer.weight))
+    for part in model.modules():
+        if isinstance(part, BatchNorm):
+            part.eps = 0.0
+            part.bias.fill_(0.25)
+    return model
+
+
+@settings(max_examples=6, deadline=None)
+@given(seed=st.integers(0, 10_000), name=st.sampled_from(["sew", "resnet19", "vgg"]))
+def test_exact_where_weights_are(seed: int, name: str) -> None:
+    torch.manual_seed(seed)
+    make: dict[str, Callable[[], models.SpikingNetwork]] = {
+        "sew": lambda: models.sew_resnet18(3, 1),
+        "resnet19": lambda: models.resnet19(3, 1),
+        "vgg": lambda: models.vgg((4, "A", 6, "A", 6), num_classes=3, in_channels=1, image_size=8),
+    }
+    model = whole(make[name]().eval(), seed)
+    images = torch.randint(-4, 5, (4, 1, 8, 8)) / 2
+    expected = to_inference(model)(images, STEPS)  # rounds the same sums of currents
+    found = to_inference(model, precision="int8")
+    assert torch.equal(found(images, STEPS), expected)
+    state, logits = None, []
+    for _ in range(STEPS):
+        step, state = found(images, 1, state=state, return_state=True)
+        logits.append(step)
+    assert torch.equal(torch.cat(logits), found(images, STEPS))
+
+
+def test_copies_pickles_and_loaded_weights() -> None:
+    model = lively(models.vgg((8, 8), num_classes=3, in_channels=1, image_size=6), (1, 6, 6))
+    fast, images = to_inference(model, precision="int8"), torch.randn(4, 1, 6, 6)
+    expected = fast(images, 2)
+    assert torch.equal(copy.deepcopy(fast)(images, 2), expected)
+    buffer = io.BytesIO()
+    torch.save(fast.state_dict(), buffer)
+    buffer.seek(0)
+    other = to_inference(
+        lively(models.vgg((8, 8), num_classes=3, in_channels=1, image_size=6), (1, 6, 6)), precision="int8"
+    )
+    assert not torch.equal(other(images, 2), expected)
+    other.load_state_dict(torch.load(buffer, weights_only=True))
+    assert torch.equal(other(images, 2), expected)  # packed anew
+
+
+def test_weights_take_a_quarter() -> None:
+    model = models.sew_resnet18()
+    sizes = {
+        precision: sum(
+            tensor.numel() * tensor.element_size()
+            for tensor in to_inference(model, precision=precision).state_dict().values()  # type: ignore[arg-type]
+        )
+        for precision in ("int8", "float32")
+    }
+    assert sizes["int8"] < 0.27 * sizes["float32"]
+
+
+# ------------------------------------------------------------------------------------------------------------- refusals
+
+
+def test_refusals() -> None:
+    with pytest.raises(ValueError, match="has no effect"):
+        to_inference(models.vgg((4, 4), num_classes=3, in_channels=1, image_size=4, neuron=LIFB), precision="int8")
+    with pytest.raises(ValueError, match="has no effect"):
+        to_inference(models.mlp([4, 4, 2]), precision="int8")
+    with pytest.raises(ValueError, match="layer by layer"):
+        to_inference(
+            models.vgg((4, 4), num_classes=3, in_channels=1, image_size=4), precision="int8", implementation="compiled"
+        )
+    model, _ = build("converted")
+    with pytest.raises(TypeError, match="ConvertedSNN, whose spikes carry thresholds"):
+        to_inference(model, precision="int8")
+    shared = conv_norm(8, 8)
+    with pytest.raises(ValueError, match=r"layers\.1.* is used at two places"):
+        to_inference(network(Activation(LIF(8)), shared, Activation(LIF(8)), shared), precision="int8")
+
+
+def test_what_leaves_a_body_is_known() -> None:
+    assert Bytes(4, 4) == (4, 4)
+    model = network(Activation(LIF(8)), conv_norm(8, 8), Activation(LIF(8)))
+    assert use_bytes(model) == 1
+    assert isinstance(model.body, Block)
