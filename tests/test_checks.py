@@ -60,6 +60,35 @@ def test_logits_pass() -> None:
     checks.check_logits(torch.zeros(4, 3, 5), torch.tensor([0, 4, 2]))
 
 
+def test_probabilities_pass_only_where_they_may() -> None:
+    logits, probabilities = torch.zeros(4, 3, 5), torch.full((3, 5), 0.2)
+    checks.check_logits(logits, probabilities, soft=True)
+    checks.check_logits(logits, torch.tensor([0, 4, 2]), soft=True)
+    with pytest.raises(ValueError, match=r"labels have shape \[3, 5\] and dtype torch\.float32.*labels\.long\(\)\.$"):
+        checks.check_logits(logits, probabilities)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_probabilities_may_be_rounded(dtype: torch.dtype) -> None:
+    checks.check_probabilities(torch.randn(50, 1000, generator=torch.Generator().manual_seed(0)).softmax(1).to(dtype))
+    checks.check_probabilities(torch.tensor([[0.5, 0.5009]], dtype=dtype))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ([0.5, 0.502], r"probabilities at index 1 have a least value of 0\.5 and sum to 1\.002; 1 of 3 rows"),
+        ([0.5, 0.498], r"sum to 0\.998"),
+        ([1.1, -0.1], r"index 1 have a least value of -0\.1 and sum to 1;"),
+        ([float("nan"), 1.0], r"index 1 have a least value of nan"),
+        ([float("inf"), 0.0], r"sum to inf.*values >= 0 that sum to 1"),
+    ],
+)
+def test_no_probabilities_raise(row: list[float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        checks.check_probabilities(torch.tensor([[0.0, 1.0], row, [0.3, 0.7]]))
+
+
 def test_an_empty_batch_has_no_loss() -> None:
     with pytest.raises(ValueError, match="no samples"):
         checks.check_logits(torch.zeros(4, 0, 5), torch.zeros(0, dtype=torch.int64))

@@ -185,6 +185,59 @@ def test_bfloat16_logits_are_computed_in_float32() -> None:
     assert tet(logits, torch.arange(64) % 10).dtype == torch.float32
 
 
+# --------------------------------------------------------------------------------------------------- probabilities
+
+
+def test_cross_entropy_of_probabilities_by_hand() -> None:
+    """Mean logits [0, log 3]: softmax [1/4, 3/4], so L = -(0.3 log 1/4 + 0.7 log 3/4)."""
+    logits = torch.tensor([[[1.0, 0.0]], [[-1.0, 2 * math.log(3)]]])
+    expected = -(0.3 * math.log(0.25) + 0.7 * math.log(0.75))
+    assert cross_entropy(logits, torch.tensor([[0.3, 0.7]])).item() == pytest.approx(expected, rel=1e-6)  # float32
+
+
+def test_tet_of_probabilities_by_hand() -> None:
+    """Softmax [1/2, 1/2], then [1/4, 3/4]; distances to the mean 0 are 0, 0 and 0, log 3."""
+    logits = torch.tensor([[[0.0, 0.0]], [[0.0, math.log(3)]]])
+    steps = math.log(2), -(0.3 * math.log(0.25) + 0.7 * math.log(0.75))
+    expected = 0.8 * sum(steps) / 2 + 0.2 * math.log(3) ** 2 / 4
+    got = tet(logits, torch.tensor([[0.3, 0.7]]), mean=0.0, weight=0.2)
+    assert got.item() == pytest.approx(expected, rel=1e-6)  # float32
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+@pytest.mark.parametrize("loss", [cross_entropy, tet])
+@given(seed=st.integers(0, 2**31))
+@settings(deadline=None, max_examples=20, derandomize=True)
+def test_the_loss_is_linear_in_the_probabilities(loss: type, smoothing: float, seed: int) -> None:
+    """That of shares of two classes is the shares of the losses of either; the gradient too."""
+    logits = random_logits(seed=seed)
+    other, share = (LABELS + 1) % 5, 0.3
+    own, others = (F.one_hot(labels, 5).double() for labels in (LABELS, other))
+    mixed = value_and_gradient(loss(logits, (1 - share) * own + share * others, label_smoothing=smoothing), logits)
+    parts = [value_and_gradient(loss(logits, labels, label_smoothing=smoothing), logits) for labels in (LABELS, other)]
+    for got, one, two in zip(mixed, *parts, strict=True):
+        torch.testing.assert_close(got, (1 - share) * one + share * two, rtol=1e-12, atol=1e-14)  # float64
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, tet])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_probabilities_of_any_float_give_a_loss_in_that_of_the_logits(loss: type, dtype: torch.dtype) -> None:
+    probabilities = torch.tensor([[0.5, 0.25, 0.25], [0.0, 0.0, 1.0]])  # exact in all
+    logits = random_logits(4, 2, 3).detach().float()
+    value = loss(logits, probabilities.to(dtype))
+    assert value.dtype == torch.float32
+    assert torch.equal(value, loss(logits, probabilities))
+    assert loss(logits.bfloat16(), probabilities.to(dtype)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, tet])
+@pytest.mark.parametrize("soft", [False, True])
+def test_losses_compile_without_a_graph_break(loss: type, soft: bool) -> None:
+    logits = random_logits().detach().float()
+    labels = F.one_hot(LABELS, 5).float() if soft else LABELS
+    assert torch.equal(torch.compile(loss, fullgraph=True, backend="eager")(logits, labels), loss(logits, labels))
+
+
 LABELLED = {"cross_entropy": cross_entropy, "tet": tet}
 
 
@@ -201,7 +254,9 @@ def test_wrong_logits_raise_with_their_shape(name: str, shape: tuple[int, ...]) 
     ("labels", "message"),
     [
         (torch.zeros(4, dtype=torch.int64), r"labels have shape \[4\].*logits \[4, 3, 5\] need \[3\] class indices"),
-        (torch.zeros(3, 5), r"labels have shape \[3, 5\] and dtype torch\.float32"),
+        (torch.zeros(3, 4), r"labels have shape \[3, 4\] and dtype torch\.float32.*or floating probabilities \[3, 5\]"),
+        (torch.zeros(3, 5, dtype=torch.int64), r"labels have shape \[3, 5\] and dtype torch\.int64"),
+        (torch.zeros(3, 5), r"probabilities at index 0 .* sum to 0; 3 of 3 rows are not distributions"),
         (torch.zeros(3), r"labels have shape \[3\] and dtype torch\.float32.*labels\.long\(\)"),
         (torch.zeros(3, dtype=torch.int32), r"dtype torch\.int32.*labels\.long\(\)"),
         (torch.tensor([0, 5, 1]), "label 5 at index 1 is out of range for 5 classes"),

@@ -61,8 +61,11 @@ def check_sequence(name: str, tensor: Tensor) -> None:
         raise ValueError(f"{name} has shape {shape_of(tensor)}: T = 0 steps. Pass at least one step.")
 
 
-def check_logits(logits: Tensor, labels: Tensor | None = None) -> None:
-    """Raise unless `logits` is `[T, B, K]` and `labels`, if given, is `[B]` of torch.int64, in range (on a CPU)."""
+def check_logits(logits: Tensor, labels: Tensor | None = None, *, soft: bool = False) -> None:
+    """Raise unless `logits` is `[T, B, K]` and `labels`, if given, is `[B]` of torch.int64, in range (on a CPU).
+
+    With `soft`, labels may also be probabilities `[B, K]` of any float: not negative, with sums of 1 (on a CPU).
+    """
     if logits.ndim != 3:
         raise ValueError(
             f"logits have shape {shape_of(logits)}, but must be [T, B, K]: class scores per step and sample. "
@@ -74,14 +77,35 @@ def check_logits(logits: Tensor, labels: Tensor | None = None) -> None:
         raise ValueError(f"logits have shape {shape_of(logits)}: T = 0 steps. Run the model for at least one step.")
     if labels is None:
         return
-    if labels.shape != logits.shape[1:2] or labels.dtype != torch.int64:
+    probabilities = soft and labels.is_floating_point() and labels.shape == logits.shape[1:]
+    if not probabilities and (labels.shape != logits.shape[1:2] or labels.dtype != torch.int64):
         raise ValueError(
             f"labels have shape {shape_of(labels)} and dtype {labels.dtype}, but logits {shape_of(logits)} need "
-            f"[{logits.shape[1]}] class indices of dtype torch.int64: labels.long()."
+            f"[{logits.shape[1]}] class indices of dtype torch.int64: labels.long()"
+            + (f"; or floating probabilities {shape_of(logits[0])}." if soft else ".")
         )
     # On a GPU reading the labels would wait for the device, in a compiled graph it would break the graph.
     if labels.device.type == "cpu" and not torch.compiler.is_compiling():
-        check_labels(labels, logits.shape[2])
+        if probabilities:
+            check_probabilities(labels)
+        else:
+            check_labels(labels, logits.shape[2])
+
+
+def check_probabilities(probabilities: Tensor) -> None:
+    """Raise, naming the first offender, unless each row of `[B, K]` has no negative and sums to 1, within 0.001.
+
+    Reads the values, which waits for the device.
+    """
+    sums = probabilities.sum(1, dtype=torch.promote_types(probabilities.dtype, torch.float32))
+    right = (probabilities >= 0).all(1) & ((sums - 1).abs() <= 1e-3)  # a NaN is not right
+    if not bool(right.all()):
+        index = int((~right).nonzero()[0, 0])
+        raise ValueError(
+            f"the probabilities at index {index} have a least value of {float(probabilities[index].min()):.4g} and sum "
+            f"to {float(sums[index]):.4g}; {int((~right).sum())} of {len(right)} rows are not distributions. Pass "
+            "values >= 0 that sum to 1 over the classes, such as labels.softmax(1)."
+        )
 
 
 def check_labels(labels: Tensor, num_classes: int) -> None:

@@ -11,23 +11,25 @@ def cross_entropy(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.
     """Cross-entropy of the mean logits.
 
         L = -log softmax(1/T sum_t logits[t])[label],    mean over the batch
+        L = -sum_k p[k] log softmax(1/T sum_t logits[t])[k]    where labels are probabilities p
 
     Args:
         logits: `[T, B, K]`.
-        labels: Class indices, `[B]`.
+        labels: Class indices, int64 `[B]`, or probabilities of the classes, floating `[B, K]`.
         label_smoothing: Share of the target that is spread over all classes.
 
     Returns:
         Scalar.
 
     Raises:
-        ValueError: Wrong shapes or dtype.
+        ValueError: Wrong shapes or dtype; on a CPU also labels out of range, or probabilities that do not sum to 1.
 
     >>> round(cross_entropy(torch.zeros(4, 1, 10), torch.tensor([3])).item(), 4)  # log 10
     2.3026
     """
-    check_logits(logits, labels)
-    return F.cross_entropy(_at_least_float32(logits).mean(0), labels, label_smoothing=label_smoothing)
+    check_logits(logits, labels, soft=True)
+    logits = _at_least_float32(logits)
+    return F.cross_entropy(logits.mean(0), _target(labels, logits), label_smoothing=label_smoothing)
 
 
 def tet(
@@ -39,7 +41,7 @@ def tet(
 
     Args:
         logits: `[T, B, K]`.
-        labels: Class indices, `[B]`.
+        labels: Class indices, int64 `[B]`, or probabilities of the classes, floating `[B, K]`.
         label_smoothing: Share of the target that is spread over all classes.
         mean: Value that logits are pulled to (in the paper, the threshold of the output).
         weight: Share of the pull, in [0, 1].
@@ -48,15 +50,18 @@ def tet(
         Scalar.
 
     Raises:
-        ValueError: Wrong shapes or dtype, or `weight` outside [0, 1].
+        ValueError: Wrong shapes or dtype, or `weight` outside [0, 1]; on a CPU also labels out of range, or
+            probabilities that do not sum to 1.
 
     Source: Deng et al. 2022, "Temporal Efficient Training of Spiking Neural Network via Gradient Re-weighting" (TET).
     """
-    check_logits(logits, labels)
+    check_logits(logits, labels, soft=True)
     if not 0 <= weight <= 1:
         raise ValueError(f"weight is {weight}, but must lie in [0, 1].")
     logits, steps = _at_least_float32(logits), logits.shape[0]
-    each_step = F.cross_entropy(logits.flatten(0, 1), labels.repeat(steps), label_smoothing=label_smoothing)
+    target = _target(labels, logits)
+    target = target.repeat(steps) if target.ndim == 1 else target.repeat(steps, 1)
+    each_step = F.cross_entropy(logits.flatten(0, 1), target, label_smoothing=label_smoothing)
     return (1 - weight) * each_step + weight * (logits - mean).square().mean()
 
 
@@ -111,3 +116,8 @@ def temporal_consistency(logits: Tensor, *, temperature: float = 4.0) -> Tensor:
 def _at_least_float32(logits: Tensor) -> Tensor:
     """At bfloat16, which an autocast model may return, the differences between steps would be mostly rounding."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _target(labels: Tensor, logits: Tensor) -> Tensor:
+    """Class indices as they are; probabilities in the precision that the loss is taken in."""
+    return labels.to(logits.dtype) if labels.is_floating_point() else labels

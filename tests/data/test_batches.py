@@ -13,7 +13,7 @@ from PIL import Image
 from ranvier.data import Augmentation, Batches, ImageSet, Normalization, StreamedImages
 from ranvier.data import batches as batches_module
 from ranvier.data.batches import _generator
-from ranvier.data.events import FrameAugmentation, FrameSet
+from ranvier.data.events import EventMix, FrameAugmentation, FrameSet
 
 AUGMENT = Augmentation(crop_padding=2, flip=True, auto_augment=True, cutout=3)
 NORMALIZATION = Normalization((0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
@@ -314,6 +314,144 @@ def test_the_other_kind_of_augmentation_is_refused() -> None:
         Batches(_frames(), 4, normalization=NORMALIZATION)
     with pytest.raises(ValueError, match="frames has 23 recordings, batch_size is 24"):
         Batches(_frames(), 24, drop_last=True)
+
+
+# ----------------------------------------------------------------------------------------------------------- mixed
+
+MIX = EventMix(0.7)
+
+
+def _resized(dtype: torch.dtype) -> FrameSet:
+    """Frames as resizing leaves them: no whole numbers, so that the order of a sum may show."""
+    held = _frames()
+    parts = torch.rand(held.frames.shape, generator=torch.Generator().manual_seed(1))
+    return FrameSet((held.frames * parts).to(dtype), held.labels, held.classes, held.name)
+
+
+@given(
+    share=st.integers(1, 4),
+    world=st.sampled_from([1, 2, 4]),
+    balanced=st.booleans(),
+    augmented=st.booleans(),
+    dtype=st.sampled_from([None, torch.float16, torch.float32]),
+    epoch=st.integers(0, 2),
+)
+@settings(max_examples=40, deadline=None)
+def test_ranks_together_see_the_mixes_that_one_process_sees(
+    share: int, world: int, balanced: bool, augmented: bool, dtype: torch.dtype | None, epoch: int
+) -> None:
+    held, size = _frames() if dtype is None else _resized(dtype), share * world
+    how = {
+        "balanced": balanced,
+        "shuffle": True,
+        "seed": 7,
+        "mix": MIX,
+        "augment": FRAME_AUGMENT if augmented else None,
+    }
+    ranks = [Batches(held, size, rank=rank, world=world, **how).epoch(epoch) for rank in range(world)]  # type: ignore[arg-type]
+    one = Batches(held, size, **how)  # type: ignore[arg-type]
+    for (frames, targets), *others in zip(one.epoch(epoch), *ranks, strict=True):
+        assert torch.equal(torch.cat([part for part, _ in others], 1), frames)
+        assert torch.equal(torch.cat([part for _, part in others]), targets)
+
+
+@given(start=st.integers(0, 6), epoch=st.integers(0, 3), balanced=st.booleans())
+@settings(max_examples=20)
+def test_resuming_mixes_equals_never_having_stopped(start: int, epoch: int, balanced: bool) -> None:
+    batches = _training_frames(_frames(), balanced=balanced, mix=MIX)
+    _assert_same(batches.epoch(epoch, start), islice(batches.epoch(epoch), start, None))
+
+
+def test_a_mix_is_that_of_the_augmented_batch() -> None:
+    mixed = _training_frames(_frames(), mix=MIX).epoch(2)
+    for batch, (frames, labels) in enumerate(_training_frames(_frames()).epoch(2)):
+        draws = MIX.draw(len(labels), (5, 6, 7), _generator(7, 2, batch, 1))
+        expected, targets = MIX.apply(frames.transpose(0, 1), labels, 23, draws)
+        ours, theirs = next(mixed)
+        assert torch.equal(ours, expected.transpose(0, 1))
+        assert torch.equal(theirs, targets)
+        assert (ours.dtype, theirs.dtype, theirs.shape) == (torch.float32, torch.float32, (len(labels), 23))
+        assert ours.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
+    assert next(mixed, None) is None
+
+
+def test_mixes_differ_between_epochs_and_batches() -> None:
+    frames = torch.arange(8, dtype=torch.uint8)[:, None, None, None, None].expand(-1, 3, 2, 6, 7)
+    held = FrameSet(frames, torch.arange(8), tuple("abcdefgh"), "numbers")
+    batches = Batches(held, 4, mix=EventMix(1.0))
+    (_, first), (_, second) = batches.epoch(0)
+    _, other_epoch = next(batches.epoch(1))
+    _, other_seed = next(Batches(held, 4, mix=EventMix(1.0), seed=1).epoch(0))
+    assert first[:, 4:].sum() == second[:, :4].sum() == 0  # partners are of the same batch
+    for other in (second.roll(4, 1), other_epoch, other_seed):
+        assert not torch.equal(first, other)
+
+
+def test_where_nothing_is_mixed_nothing_changes() -> None:
+    unmixed = _training_frames(_frames())
+    for (frames, targets), (expected, labels) in zip(
+        _training_frames(_frames(), mix=EventMix(0.0)), unmixed, strict=True
+    ):
+        assert torch.equal(frames, expected)
+        assert torch.equal(targets, torch.eye(23)[labels])
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_no_recording_is_read_or_augmented_twice(world: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[list[int]] = []
+    augmented: list[int] = []
+    read_rows, augment = FrameSet.read, FrameAugmentation.apply
+    monkeypatch.setattr(FrameSet, "read", lambda held, rows: read.append(rows.tolist()) or read_rows(held, rows))
+    monkeypatch.setattr(FrameAugmentation, "apply", lambda *given: augmented.append(len(given[1])) or augment(*given))
+    draws = MIX.draw(12, (5, 6, 7), _generator(7, 0, 0, 1))
+    order = torch.cat([labels for _, labels in _training_frames(_frames(), 12).epoch(0)])[:12]  # label = row
+    for rank in range(world):
+        read.clear()
+        augmented.clear()
+        next(_training_frames(_frames(), 12, mix=MIX, rank=rank, world=world).epoch(0))
+        own = slice(rank * 12 // world, (rank + 1) * 12 // world)
+        needed = {*draws.own[own].tolist(), *draws.partner[own].tolist()}
+        assert read == [order[sorted(needed)].tolist()]
+        assert augmented == [len(needed)]
+        assert world > 1 or len(needed) == 12
+
+
+def test_an_empty_share_of_a_mix() -> None:
+    frames, targets = list(_training_frames(_frames(10), 8, rank=0, world=4, mix=MIX))[-1]
+    assert frames.shape == (5, 0, 2, 6, 7)
+    assert targets.shape == (0, 10)
+
+
+def test_mixes_never_change() -> None:
+    """Runs are comparable over versions only while these stay what they are."""
+    frames, targets = next(_training_frames(_frames(), mix=MIX).epoch(3, start=2))
+    assert (frames.long().flatten() * torch.arange(frames.numel())).sum() == 3015984
+    assert [(row > 0).nonzero().flatten().tolist() for row in targets] == [[16], [1, 18], [1, 18], [9]]
+
+
+def test_frames_are_mixed_where_the_device_is() -> None:
+    frames, targets = next(iter(Batches(_frames(), 4, device="meta", mix=MIX)))
+    assert frames.device.type == targets.device.type == "meta"
+    assert (frames.shape, targets.shape) == ((5, 4, 2, 6, 7), (4, 23))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_device_does_not_change_mixes(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches_module, "_SHARE_OF_MEMORY", share)
+    for (ours, targets), (expected, expected_targets) in zip(
+        _training_frames(_frames(), device="cuda", mix=MIX).epoch(1),
+        _training_frames(_frames(), mix=MIX).epoch(1),
+        strict=True,
+    ):
+        assert torch.equal(ours.cpu(), expected)
+        torch.testing.assert_close(targets.cpu(), expected_targets)  # multiply-add may be fused
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_images_are_not_mixed(stream: bool) -> None:
+    with pytest.raises(TypeError, match=r"mix is an EventMix, but noise holds images\. Pass None"):
+        Batches(_streamed(_noise()) if stream else _noise(), 4, mix=MIX)
 
 
 # -------------------------------------------------------------------------------------------------------- balanced

@@ -21,6 +21,9 @@ from ranvier.recipes import (
     run,
     simulated_digits_dvs,
 )
+from ranvier.recipes.recipe import read_recipe
+from ranvier.training.loop import _Training
+from ranvier.weights import load_tensors, save_tensors
 
 QUICK: dict[str, Any] = {
     "model": "mlp",
@@ -149,6 +152,69 @@ def test_proxy_learning_on_recordings(tmp_path: Path) -> None:
     assert result.accuracy_by_step[-1] > 0.3  # chance is 0.1
 
 
+@pytest.mark.parametrize("method", ["etc", "tet", "proxy"])
+def test_a_run_on_mixed_recordings(tmp_path: Path, method: str) -> None:
+    recipe = simulated_digits_dvs(**{**LEARNING, "method": method, "mix": 0.5})
+    result = run(recipe, tmp_path / "a", quiet=True)
+    assert result.accuracy_by_step[-1] > 0.3  # chance is 0.1
+    assert result.recipe["events"]["mix"] == 0.5
+    assert evaluate(tmp_path / "a").accuracy.accuracy == result.accuracy_by_step
+    again = run(recipe, tmp_path / "a", resume=True, quiet=True)
+    assert again.accuracy_by_step == result.accuracy_by_step
+    (tmp_path / "a" / "results.json").unlink()
+    with pytest.raises(ValueError, match=r"another run; it differs in recipe\.events\.mix: 0\.5"):
+        run(recipe.override(mix=0.0), tmp_path / "a", resume=True, quiet=True)
+
+
+def test_a_mixed_run_that_was_stopped_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    recipe = simulated_digits_dvs(**{**QUICK, "mix": 0.5, "epochs": 2})
+    whole = run(recipe, tmp_path / "whole", quiet=True)
+
+    class Stop(Exception):
+        pass
+
+    finish = _Training.finish_epoch
+    with pytest.MonkeyPatch.context() as patch:
+
+        def stop_after_one(training: Any, test: Any) -> Any:
+            finish(training, test)
+            raise Stop
+
+        patch.setattr(_Training, "finish_epoch", stop_after_one)
+        with pytest.raises(Stop):
+            run(recipe, tmp_path / "stopped", quiet=True)
+    resumed = run(recipe, tmp_path / "stopped", resume=True, quiet=True)
+    assert resumed.accuracy_by_step == whole.accuracy_by_step
+    run(recipe.override(mix=0.0), tmp_path / "plain", quiet=True)
+    weights = {name: load_trained(tmp_path / name).model.state_dict() for name in ("whole", "stopped", "plain")}
+    for name, value in weights["whole"].items():
+        assert torch.equal(weights["stopped"][name], value)
+    assert any(not torch.equal(weights["plain"][name], value) for name, value in weights["whole"].items())
+
+
+def test_runs_from_before_mixing_still_load_and_resume(tmp_path: Path) -> None:
+    recipe = simulated_digits_dvs(**{**QUICK, "epochs": 1})
+    assert "mix" not in recipe.identity()["events"]
+    assert recipe.override(mix=0.5).identity()["events"]["mix"] == 0.5
+    content = recipe.to_json()
+    del content["events"]["mix"]
+    assert read_recipe(content) == recipe
+    result = run(recipe, tmp_path / "a", quiet=True)
+    model = tmp_path / "a" / "model.safetensors"
+    tensors, card = load_tensors(model)
+    del card["recipe"]["events"]["mix"]
+    save_tensors(model, tensors, card)
+    assert load_trained(tmp_path / "a").recipe == recipe
+    assert evaluate(tmp_path / "a").accuracy.accuracy == result.accuracy_by_step
+    model.unlink()
+    assert load_trained(tmp_path / "a").recipe.events == recipe.events  # of the checkpoint
+    again = run(recipe, tmp_path / "a", resume=True, quiet=True)
+    assert again.accuracy_by_step == result.accuracy_by_step
+
+
 def test_settings_that_cannot_be_are_refused() -> None:
     with pytest.raises(ValueError, match="bins"):
         nmnist(bins="space")
+    for mix in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match=rf"mix is {mix}, but is a probability"):
+            nmnist(mix=mix)

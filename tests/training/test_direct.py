@@ -3,6 +3,7 @@ import torch
 
 from ranvier import losses
 from ranvier.training import DirectLoss
+from ranvier.training.direct import Method
 
 LOGITS = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 2, 3, 0])
@@ -29,6 +30,17 @@ def test_methods_are_the_documented_sums(loss: DirectLoss, expected: torch.Tenso
 def test_loss_is_taken_in_float32() -> None:
     value, logits = DirectLoss("etc")(lambda images, steps: LOGITS.bfloat16(), torch.empty(0), LABELS, 3)
     assert value.dtype == logits.dtype == torch.float32
+
+
+@pytest.mark.parametrize("method", ["direct", "etc", "tet"])
+def test_labels_may_be_probabilities(method: Method) -> None:
+    """One-hot ones mean the same; of two classes the loss lies between, as their shares do."""
+    loss, other = DirectLoss(method, label_smoothing=0.1), (LABELS + 1) % 4
+    own, others = (torch.nn.functional.one_hot(labels, 4).float() for labels in (LABELS, other))
+    torch.testing.assert_close(loss.of_logits(LOGITS, own), loss.of_logits(LOGITS, LABELS))  # float32
+    value, _ = loss(lambda images, steps: LOGITS, torch.empty(0), 0.75 * own + 0.25 * others, 3)
+    expected = 0.75 * loss.of_logits(LOGITS, LABELS) + 0.25 * loss.of_logits(LOGITS, other)
+    torch.testing.assert_close(value, expected)  # float32
 
 
 def test_consistency_needs_two_steps() -> None:

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from ranvier import models
 from ranvier.data import Augmentation, Batches, load_digits
+from ranvier.data.events import EventMix, FrameAugmentation, FrameSet
 from ranvier.nn import LIF, LIFB, pack_spikes
 from ranvier.nn.memory import PackedConv2d
 from ranvier.training import CHECKPOINT, DirectLoss, Execution, Optimization, Progress, fit, read_progress
-from ranvier.training.loop import start_processes
+from ranvier.training.loop import _LossWatch, start_processes
 from ranvier.weights import load_tensors
 
 QUICK = Execution(precision="float32", implementation="reference", device="cpu")
@@ -39,11 +40,11 @@ def train(out: Path | None, *, epochs: int = 2, resume: bool = False, execution:
     train_batches, test_batches = changes.pop("data", None) or batches()
     progress = fit(
         model,
-        DirectLoss("etc"),
+        changes.pop("loss", DirectLoss("etc")),
         train_batches,
         test_batches,
         epochs=epochs,
-        steps=2,
+        steps=changes.pop("steps", 2),
         optimization=changes.pop("optimization", Optimization(lr=1e-2)),
         execution=execution,
         out=out,
@@ -138,6 +139,48 @@ def test_interrupted_anywhere_resumes_to_the_same_weights(
     for now, before in zip(progress.history, expected.history, strict=True):
         assert now["loss"] == before["loss"]
         assert now["accuracy"] == before["accuracy"]
+
+
+# Mixed recordings
+
+
+def recordings(mix: EventMix | None = None) -> tuple[Batches, Batches]:
+    """Twelve classes of recordings that differ in where their events are; batches of 16 of 80, of 3 steps."""
+    labels = torch.arange(80) % 10
+    frames = torch.zeros(80, 3, 4, 4, 4, dtype=torch.uint8)
+    frames.flatten(2).scatter_(2, (labels[:, None, None] * 6 + torch.arange(6)).expand(-1, 3, -1), 4)
+    held = FrameSet(frames, labels, tuple("abcdefghij"), "columns")
+    augment = FrameAugmentation(drop=0.5)
+    return Batches(held, 16, shuffle=True, mix=mix, augment=augment, drop_last=True), Batches(held, 80)
+
+
+@pytest.mark.parametrize("loss", [DirectLoss("direct"), DirectLoss("etc", label_smoothing=0.1), DirectLoss("tet")])
+def test_mixed_recordings_train(loss: DirectLoss) -> None:
+    _, progress = train(None, epochs=12, data=recordings(EventMix(0.5)), loss=loss, steps=None)
+    assert progress.history[-1]["accuracy"][-1] > 0.9  # chance is 0.1
+    _, unmixed = train(None, epochs=1, data=recordings(), loss=loss, steps=None)
+    assert progress.history[0]["loss"] != unmixed.history[0]["loss"]
+
+
+@pytest.mark.parametrize("lives", [3, 5])
+def test_interrupted_mixes_resume_to_the_same_weights(tmp_path: Path, lives: int) -> None:
+    undisturbed, _ = train(None, data=recordings(EventMix(0.5)), steps=None)
+    each_update = Execution(precision="float32", implementation="reference", device="cpu", checkpoint_seconds=0)
+    data, test = recordings(EventMix(0.5))
+    with pytest.raises(Interrupt):
+        train(tmp_path, execution=each_update, data=(DyingBatches(data, lives), test), steps=None)
+    model, _ = train(tmp_path, resume=True, model=network(seed=9), data=(data, test), steps=None)
+    assert same(undisturbed, model)
+
+
+def test_the_largest_share_is_the_class_of_a_mixed_recording() -> None:
+    """Running accuracy: after one step the first of three is right, after two the first and the last."""
+    logits = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]], [[0.0, 0.5], [0.0, 0.5], [0.0, 2.0]]])
+    for labels in (torch.tensor([0, 1, 1]), torch.tensor([[0.7, 0.3], [0.4, 0.6], [0.0, 1.0]])):
+        watch = _LossWatch(torch.device("cpu"))
+        watch.add(torch.tensor(2.5), logits, torch.zeros(1), labels)
+        watch.read(Progress(step=1, batch=1))
+        assert str(watch) == "loss 2.500  train T=1 33.3 %  T 66.7 %"
 
 
 class Poisoned(DyingBatches):

@@ -1,6 +1,7 @@
 """Proxy learning against its chain written by hand, and what it promises: one set of weights, memory without T."""
 
 import copy
+import math
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,7 +28,7 @@ from ranvier.training import (
     fit,
     proxy_network,
 )
-from ranvier.training.proxy import run_spiking
+from ranvier.training.proxy import Target, run_spiking
 from ranvier.weights import load, save
 
 CLOSE = {"rtol": 1e-12, "atol": 1e-14}
@@ -124,6 +125,39 @@ def test_no_gradient_passes_an_activation_above_its_ceiling(rectification: bool,
     assert bool(first.grad.any()) is passes
     assert second.grad is not None
     assert bool(second.grad.any())
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        # Differences 1 - 0.75 and 3 - 0.25, squared: 0.0625 and 7.5625; their mean.
+        ("counts", 3.8125),
+        ("rates", 3.8125),
+        # -(0.75 log softmax_0 + 0.25 log softmax_1) of the logits (0.5, 1.5).
+        ("cross_entropy", 0.75 * math.log(1 + math.e) + 0.25 * math.log(1 + math.exp(-1))),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_probabilities_are_the_shares_of_a_spike(target: Target, expected: float, dtype: torch.dtype) -> None:
+    value = ProxyLoss(target, logit_scale=0.5).of_outputs(
+        torch.tensor([[1.0, 3.0]]), torch.tensor([[0.75, 0.25]], dtype=dtype)
+    )
+    assert value.dtype == torch.float32
+    assert value.item() == pytest.approx(expected, rel=1e-6)  # float32
+
+
+@pytest.mark.parametrize("target", ["counts", "rates", "cross_entropy"])
+def test_one_hot_probabilities_mean_the_class(target: Target) -> None:
+    model, (x, labels) = network(), batch()
+    onehot = nn.functional.one_hot(labels, model(x, 1).shape[2]).float()
+    soft, hard = (ProxyLoss(target)(model, x, given, 4)[0] for given in (onehot, labels))
+    torch.testing.assert_close(soft, hard)  # float32
+
+
+@pytest.mark.parametrize("labels", [torch.tensor([2]), torch.tensor([[0.5, 0.4]]), torch.tensor([[1.0]])])
+def test_labels_that_do_not_fit_are_refused(labels: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"label 2 at index 0|sum to 0\.9|labels have shape \[1, 1\]"):
+        ProxyLoss("counts").of_outputs(torch.zeros(1, 2), labels)
 
 
 def test_sequences_show_the_ann_their_mean() -> None:

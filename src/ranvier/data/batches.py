@@ -13,17 +13,19 @@ from torch.utils.data import DataLoader
 
 from ranvier.data.augment import Augmentation, Normalization
 from ranvier.data.autoaugment import to_device
+from ranvier.data.events.event_mix import EventMix
 from ranvier.data.events.frame_augment import FrameAugmentation
 from ranvier.data.events.frame_set import FrameSet
 from ranvier.data.images import ImageSet, StreamedImages
 
 _SHARE_OF_MEMORY = 0.25  # of what a GPU has free when a set of frames moves there: networks need the rest
+_MIX = 1  # ends the key of the randomness of a mix, so that it is none of the augmentation's
 
 
 class Batches:
     """Batches of images, or of frames of recordings: each a pure function of the settings, the epoch and its number.
 
-    No random state exists: the order follows from (seed, epoch), the augmentation from (seed, epoch, batch). So
+    No random state exists: the order follows from (seed, epoch), augmentation and mix from (seed, epoch, batch). So
     training resumes at any batch without stored state, bit for bit, and each of several processes sees exactly its
     slice of what one process would see.
 
@@ -35,6 +37,8 @@ class Batches:
         images: What to take batches from.
         batch_size: Images (or recordings) in a *global* batch, over all processes; a multiple of `world`.
         augment: Random changes, a `FrameAugmentation` for a `FrameSet`; None for evaluation.
+        mix: Put parts of recordings into others of the same global batch, after `augment`; for a `FrameSet`. A process
+            also reads those that its own are mixed with. Labels are then targets, the shares of the classes.
         normalization: Applied last; None scales pixels to [0, 1]. Frames are raw counts, and have none.
         shuffle: Take the images in a new random order each epoch.
         balanced: Draw the images of each epoch anew, with replacement, so that all classes come equally often in the
@@ -49,7 +53,7 @@ class Batches:
         num_workers: Processes that decode `StreamedImages`; the others need none.
 
     Raises:
-        TypeError: the augmentation is one for the other kind of set.
+        TypeError: the augmentation is one for the other kind of set, or images are to be mixed.
         ValueError: a size is out of range, `batch_size` is not a multiple of `world`, `drop_last` leaves no batch, or
             frames are to be normalised.
 
@@ -65,6 +69,7 @@ class Batches:
         batch_size: int,
         *,
         augment: Augmentation | FrameAugmentation | None = None,
+        mix: EventMix | None = None,
         normalization: Normalization | None = None,
         shuffle: bool = False,
         balanced: bool = False,
@@ -92,10 +97,11 @@ class Batches:
             )
         if seed < 0:
             raise ValueError(f"seed is {seed}, expected at least 0.")
-        _check_augmentation(images, augment, normalization)
+        _check_augmentation(images, augment, mix, normalization)
         self.images = images if device is None else _moved(images, torch.device(device))
         self.batch_size = batch_size
         self.augment = augment
+        self.mix = mix
         self.normalization = normalization
         self.shuffle = shuffle
         self.balanced = balanced
@@ -129,8 +135,8 @@ class Batches:
 
         Yields:
             Images float32 `[b, C, H, W]`, normalised, or frames float32 `[T, b, C, H, W]`, raw counts; and labels int64
-            `[b]`. In memory the channels of frames come last, so that folded time `[T * b, C, H, W]` is a view in the
-            order in which convolutions are fastest.
+            `[b]`, or with `mix` targets float32 `[b, K]` that sum to 1. In memory the channels of frames come last, so
+            that folded time `[T * b, C, H, W]` is a view in the order in which convolutions are fastest.
 
         Raises:
             ValueError: `epoch` or `start` is out of range.
@@ -140,15 +146,38 @@ class Batches:
         return self._epoch(epoch, start)  # a generator of its own, so that the check above runs at the call
 
     def _epoch(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
-        order = self._order(epoch)
-        sizes = [min(self.batch_size, len(order) - batch * self.batch_size) for batch in range(len(self))]
-        slices = [slice(self.rank * size // self.world, (self.rank + 1) * size // self.world) for size in sizes]
-        indices = [order[batch * self.batch_size :][: sizes[batch]][slices[batch]] for batch in range(start, len(self))]
-        for batch, (images, labels) in enumerate(self._fetch(indices), start):
-            if self.augment is not None:
-                draws = self.augment.draw(sizes[batch], _generator(self.seed, epoch, batch))
-                images = self.augment.apply(images, draws[slices[batch]])
-            yield self._finish(images), labels
+        whole = self._order(epoch).split(self.batch_size)[start : len(self)]  # of all processes
+        if self.mix is not None:
+            for batch, numbers in enumerate(whole, start):
+                yield self._mixed(self.mix, numbers, epoch, batch)
+            return
+        rows = [self._own(len(numbers)) for numbers in whole]
+        fetched = self._fetch([numbers[own] for numbers, own in zip(whole, rows, strict=True)])
+        for batch, (images, labels) in enumerate(fetched, start):
+            numbers, own = whole[batch - start], rows[batch - start]
+            yield self._finish(self._augmented(images, own, len(numbers), epoch, batch)), labels
+
+    def _own(self, size: int) -> slice:
+        """This process's rows of a global batch."""
+        return slice(self.rank * size // self.world, (self.rank + 1) * size // self.world)
+
+    def _augmented(self, images: Tensor, rows: slice | Tensor, size: int, epoch: int, batch: int) -> Tensor:
+        """`images`, which are some rows of a global batch, changed as they would be among the whole."""
+        if self.augment is None:
+            return images
+        draws = self.augment.draw(size, _generator(self.seed, epoch, batch))
+        return self.augment.apply(images, draws[rows])
+
+    def _mixed(self, mix: EventMix, numbers: Tensor, epoch: int, batch: int) -> tuple[Tensor, Tensor]:
+        """This process's rows of a global batch, with parts of other rows in them, and targets."""
+        assert isinstance(self.images, FrameSet)
+        size, (_, height, width) = len(numbers), self.images.shape
+        draws = mix.draw(size, (self.images.steps, height, width), _generator(self.seed, epoch, batch, _MIX))
+        draws, needed = draws.part(self._own(size))
+        ((frames, labels),) = self._fetch([numbers[needed]])
+        frames = self._augmented(frames, needed, size, epoch, batch)
+        frames, targets = mix.apply(frames, labels, self.images.num_classes, draws)
+        return self._finish(frames), targets
 
     def _order(self, epoch: int) -> Tensor:
         """Numbers of the images of an epoch, over all processes."""
@@ -240,6 +269,7 @@ def _moved(images: ImageSet | StreamedImages | FrameSet, device: torch.device) -
 def _check_augmentation(
     images: ImageSet | StreamedImages | FrameSet,
     augment: Augmentation | FrameAugmentation | None,
+    mix: EventMix | None,
     normalization: Normalization | None,
 ) -> None:
     if isinstance(images, FrameSet):
@@ -249,5 +279,8 @@ def _check_augmentation(
             raise ValueError(
                 f"normalization is {normalization}, but {images.name} holds frames, which are raw counts. Pass None."
             )
-    elif isinstance(augment, FrameAugmentation):
+        return
+    if isinstance(augment, FrameAugmentation):
         raise TypeError(f"augment is a FrameAugmentation, but {images.name} holds images. Pass an Augmentation.")
+    if mix is not None:
+        raise TypeError(f"mix is an EventMix, but {images.name} holds images. Pass None.")

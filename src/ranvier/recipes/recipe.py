@@ -267,6 +267,8 @@ class EventSettings:
     """Frames of equal time, or of equal count of events."""
     balanced: bool = False
     """Draw recordings with replacement, each class as often as the others."""
+    mix: float = 0.0
+    """Probability that a region of a recording is replaced by that of another one (EventMix)."""
     skip_unreadable: bool = False
     """Leave recordings out that cannot be read, and say which, instead of stopping."""
     download: bool = False
@@ -274,6 +276,8 @@ class EventSettings:
 
     def __post_init__(self) -> None:
         check_choice("bins", self.bins, ("time", "count"))
+        if not 0 <= self.mix <= 1:
+            raise ValueError(f"mix is {self.mix}, but is a probability: from 0 to 1.")
 
 
 @dataclass(frozen=True)
@@ -298,6 +302,8 @@ class EventRecipe(Recipe):
         """What must agree for a run to be resumed; how recordings come to the machine need not."""
         content = super().identity()
         del content["events"]["download"]
+        if not self.events.mix:
+            del content["events"]["mix"]  # runs of earlier versions lack it
         return content
 
 

@@ -12,6 +12,7 @@ from ranvier import provenance
 from ranvier.atomic import tuples, write_json
 from ranvier.conversion import ConvertedSNN
 from ranvier.data import Batches
+from ranvier.data.events import EventMix
 from ranvier.evaluation import Activity, firing_rates
 from ranvier.evaluation.accuracy import add_accuracy_columns
 from ranvier.models import Network
@@ -130,6 +131,7 @@ def run(
         form = InputFormat.of(splits)
         model = form.build(recipe)
     augment = None if recipe.augmentation == type(recipe.augmentation)() else recipe.augmentation
+    events = recipe.events if isinstance(recipe, EventRecipe) else None
     place: dict[str, Any] = {
         "normalization": form.normalization,
         "rank": accelerator.process_index,
@@ -140,8 +142,9 @@ def run(
         splits.train,
         recipe.batch_size,
         augment=augment,
+        mix=EventMix(events.mix) if events is not None and events.mix else None,
         shuffle=True,
-        balanced=isinstance(recipe, EventRecipe) and recipe.events.balanced,
+        balanced=events is not None and events.balanced,
         seed=recipe.seed,
         drop_last=True,
         **place,

@@ -17,7 +17,7 @@ Forward = Callable[[Tensor, int | None], Tensor]
 
 @dataclass(frozen=True)
 class DirectLoss:
-    """What direct training minimises.
+    """What direct training minimises. Labels are class indices `[B]` or probabilities `[B, K]`, as of mixed recordings.
 
     direct:  CE(mean logits)
     etc:     CE(mean logits) + consistency_weight * temporal_consistency

@@ -38,7 +38,10 @@ Memory = Literal["default", "low"]
 
 
 class Loss(Protocol):
-    """One training method: the loss of a batch, and its logits `[T, B, K]`."""
+    """One training method: the loss of a batch, and its logits `[T, B, K]`.
+
+    Labels come as the batches give them: class indices `[B]`, or probabilities `[B, K]` where recordings are mixed.
+    """
 
     def __call__(
         self, forward: Callable[[Tensor, int | None], Tensor], images: Tensor, labels: Tensor, steps: int | None
@@ -390,7 +393,8 @@ class _LossWatch:
                     f"stopped; the checkpoint on disk is from before. {remedy}"
                 )
         logits, labels = self.latest
-        hits, _ = score_by_step(logits, labels)
+        # Of a mixed recording the class with the largest share counts as right.
+        hits, _ = score_by_step(logits, labels.argmax(1) if labels.ndim == 2 else labels)
         now = [losses[-1], float(hits[0]) / len(labels), float(hits[-1]) / len(labels)]
         before = self.smooth or now
         self.smooth = [0.98 * old + 0.02 * new for old, new in zip(before, now, strict=True)]

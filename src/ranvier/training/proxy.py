@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ranvier.checks import check_choice, check_count, check_positive
+from ranvier.checks import check_choice, check_count, check_logits, check_positive
 from ranvier.conversion.trace_network import example_images
 from ranvier.dynamics import Reset
 from ranvier.dynamics.reset import check_reset
@@ -211,6 +211,8 @@ class ProxyLoss:
     rates:          mean_{b,k} (y - onehot)^2,    y from their mean
     cross_entropy:  CE(logit_scale y),            y from their mean
 
+    Where labels are probabilities `[B, K]`, these stand in place of onehot: each class is to have its share of a spike.
+
     For a network from `proxy_network`, called as a `Loss` of `fit`.
 
     Source: Kheradpisheh, Mirsadeghi and Masquelier 2022, "Spiking Neural Networks Trained via Proxy", IEEE Access 10,
@@ -255,10 +257,13 @@ class ProxyLoss:
         return self.of_outputs(n + (z - z.detach()), labels), spiking  # exactly n: z - z is 0
 
     def of_outputs(self, y: Tensor, labels: Tensor) -> Tensor:
-        """Loss of counts or means `[B, K]`."""
+        """Loss of counts or means `[B, K]`; labels are class indices `[B]` or probabilities `[B, K]`."""
+        check_logits(y.unsqueeze(0), labels, soft=True)
+        if labels.is_floating_point():
+            labels = labels.to(y.dtype)
         if self.target == "cross_entropy":
             return F.cross_entropy(self.logit_scale * y, labels)
-        return F.mse_loss(y, F.one_hot(labels, y.shape[1]).to(y.dtype))
+        return F.mse_loss(y, labels if labels.ndim == 2 else F.one_hot(labels, y.shape[1]).to(y.dtype))
 
 
 PUBLISHED_LOSS = ProxyLoss("counts", freeze_epoch=1)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ranvier.data.events import FrameAugmentation, frame_augment, mix_frames
+from ranvier.data.events import FrameAugmentation, frame_augment
 
 ALL = FrameAugmentation(crop_padding=2, flip=True, shift=1, drop=0.7)
 DTYPES = [torch.uint8, torch.int16, torch.float16, torch.float32]
@@ -181,115 +181,7 @@ def test_a_generator_on_the_device_is_refused() -> None:
         ALL.draw(1, torch.Generator("cuda"))
 
 
-# -------------------------------------------------------------------------------------------------------- EventMix
-
-
-def _batch(count: int = 6, steps: int = 5, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Time-first; recording i holds i + 1 in every cell."""
-    values = torch.arange(1, count + 1, dtype=dtype)
-    return values[None, :, None, None, None].expand(steps, -1, 2, 12, 12).contiguous()
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_each_cell_comes_from_one_of_two_and_targets_are_shares_of_events(dtype: torch.dtype) -> None:
-    """Where events are everywhere, shares of events are shares of cells."""
-    frames = _batch(dtype=dtype)
-    mixed, targets = mix_frames(frames, torch.arange(6), 8, _generator())
-    assert (mixed.dtype, mixed.shape, targets.shape, targets.dtype) == (dtype, frames.shape, (6, 8), torch.float32)
-    shares = torch.stack([(mixed == value + 1).float().mean((0, 2, 3, 4)) for value in range(8)], 1)
-    assert ((shares > 0).sum(1) <= 2).all()
-    assert ((shares > 0).sum(1) == 2).sum() >= 3
-    torch.testing.assert_close(targets, shares, rtol=0, atol=1e-6)  # float32
-    assert torch.equal(frames, _batch(dtype=dtype))
-
-
-def test_polarities_are_mixed_alike_and_frames_are_not() -> None:
-    mixed, _ = mix_frames(_batch(), torch.arange(6), 6, _generator())
-    assert torch.equal(mixed[:, :, 0], mixed[:, :, 1])
-    assert not torch.equal(mixed[0], mixed[4])
-
-
-def test_targets_computed_by_hand() -> None:
-    """Of a, 3 of 4 cells with events are kept; of b, 2 of 8 are put in: w = 0.75 / (0.75 + 0.25) = 0.75."""
-    for seed in range(50):
-        mixed, targets = mix_frames(_batch(2), torch.tensor([0, 1]), 2, _generator(seed))
-        region = mixed[:, 0, 0] == 2  # a is recording 0
-        if 20 < int(region.sum()) < 700:
-            break
-    inside, outside = region.nonzero(), (~region).nonzero()
-    frames = torch.zeros(5, 2, 2, 12, 12)
-    for t, y, x in [*inside[:1].tolist(), *outside[:3].tolist()]:
-        frames[t, 0, 0, y, x] = 5
-    for t, y, x in [*inside[1:3].tolist(), *outside[3:9].tolist()]:
-        frames[t, 1, 1, y, x] = 7
-    mixed, targets = mix_frames(frames, torch.tensor([0, 1]), 2, _generator(seed))
-    assert mixed[:, 0].sum() == 3 * 5 + 2 * 7
-    torch.testing.assert_close(targets[0], torch.tensor([0.75, 0.25]))
-
-
-def test_recordings_without_events_keep_their_label() -> None:
-    mixed, targets = mix_frames(torch.zeros(3, 4, 2, 6, 6), torch.arange(4), 4, _generator())
-    assert torch.equal(targets, torch.eye(4))
-    assert not mixed.any()
-
-
-def test_a_probability_of_zero_changes_nothing() -> None:
-    mixed, targets = mix_frames(_batch(), torch.arange(6), 6, _generator(), probability=0.0)
-    assert torch.equal(mixed, _batch())
-    assert torch.equal(targets, torch.eye(6))
-
-
-def test_the_probability_is_of_each_recording() -> None:
-    _, targets = mix_frames(_batch(400, 2), torch.arange(400), 400, _generator(), probability=0.5)
-    assert 150 < int((targets.amax(1) < 1).sum()) < 250  # five standard deviations
-
-
-def test_beta_gathers_shares_at_one_half() -> None:
-    spreads = [
-        (mix_frames(_batch(200, 2), torch.arange(200), 200, _generator(), beta=beta)[1].amax(1) - 0.5).mean()
-        for beta in (0.2, 2.0, 50.0)
-    ]
-    assert spreads[0] > 1.5 * spreads[1] > 3 * spreads[2]
-
-
-@given(seed=st.integers(0, 200))
-def test_regions_have_the_share_that_is_asked_for(seed: int) -> None:
-    shares = torch.tensor([0.0, 0.01, 0.3, 0.5, 0.9, 1.0], dtype=torch.float64)
-    region = frame_augment._region((5, 12, 13), shares, _generator(seed), torch.device("cpu"))
-    # Cells of equal density, and those far below every Gaussian, can be told apart only together: two in a hundred.
-    assert region.shape == (6, 5, 12, 13)
-    assert (region.float().mean((1, 2, 3)) - shares).abs().max() < 0.02
-    assert not region[0].any()
-
-
-def test_the_layout_stays() -> None:
-    frames = _batch().permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
-    mixed, _ = mix_frames(frames, torch.arange(6), 6, _generator())
-    assert mixed.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(mixed, mix_frames(_batch(), torch.arange(6), 6, _generator())[0])
-
-
-def test_the_generator_decides() -> None:
-    first, again, other = (mix_frames(_batch(), torch.arange(6), 6, _generator(seed))[0] for seed in (1, 1, 2))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-
-
-def test_global_random_states_are_left_alone() -> None:
+def test_the_global_random_state_is_left_alone() -> None:
     state = torch.get_rng_state()
-    mix_frames(_batch(), torch.arange(6), 6, _generator())
     ALL(_frames(), _generator())
     assert torch.equal(torch.get_rng_state(), state)
-
-
-@pytest.mark.parametrize(
-    ("labels", "arguments", "message"),
-    [
-        (torch.arange(5), {}, r"frames have shape \[5, 6, 2, 12, 12\] and labels \[5\], expected \[T, B, C, H, W\]"),
-        (torch.arange(6), {"beta": 0.0}, "beta is 0.0, but must be greater than 0"),
-        (torch.arange(6), {"probability": 1.5}, "probability is 1.5, expected 0 to 1"),
-    ],
-)
-def test_what_mixing_refuses(labels: Tensor, arguments: dict[str, float], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        mix_frames(_batch(), labels, 6, _generator(), **arguments)

@@ -3,8 +3,9 @@
 from ranvier.data.events.aedat2 import read_cifar10_dvs
 from ranvier.data.events.aedat3 import GestureTrial, read_dvs_gesture, read_gesture_labels
 from ranvier.data.events.atis import read_ncaltech101, read_nmnist
+from ranvier.data.events.event_mix import EventMix, mix_frames
 from ranvier.data.events.files import FileRecordings, Trial
-from ranvier.data.events.frame_augment import FrameAugmentation, mix_frames
+from ranvier.data.events.frame_augment import FrameAugmentation
 from ranvier.data.events.frame_set import FrameSet, FrameSplits
 from ranvier.data.events.frame_store import build_frames, build_splits
 from ranvier.data.events.frames import FrameSettings, to_frames, voxel_grid
@@ -35,6 +36,7 @@ __all__ = [
     "DARKER",
     "EVENT",
     "SHEETS",
+    "EventMix",
     "EventSheet",
     "FileRecordings",
     "FrameAugmentation",

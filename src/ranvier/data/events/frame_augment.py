@@ -3,28 +3,24 @@
 Randomness is drawn apart from being applied, as in `ranvier.data.augment`: results depend neither on the number of
 processes nor on the device.
 
-Shapes: `B` recordings, `T` steps, `C` polarity channels, `H` height, `W` width [pixels], `K` classes.
+Shapes: `B` recordings, `T` steps, `C` polarity channels, `H` height, `W` width [pixels].
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot, pad
+from torch.nn.functional import pad
 
-from ranvier.checks import check_positive, shape_of
+from ranvier.checks import shape_of
 from ranvier.data.autoaugment import to_device
 
 # Columns of the table. Each is drawn whether it is used or not, so that switching one augmentation on or off leaves
 # what the others do unchanged.
 _CROP_Y, _CROP_X, _FLIP, _SHIFT_Y, _SHIFT_X, _DROP, _DROP_KIND, _DROP_SHARE, _DROP_FIRST, _DROP_SECOND = range(10)
 _NUM_DRAWS = _DROP_SECOND + 1
-
-_MIXTURE = (2, 4)
-"""Least and most Gaussians in the mask of EventMix."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +75,7 @@ class FrameAugmentation:
         Raises:
             ValueError: `generator` is not on the CPU.
         """
-        _check_generator(generator)
+        check_generator(generator)
         return torch.rand(count, _NUM_DRAWS, dtype=torch.float64, generator=generator)
 
     def apply(self, frames: Tensor, draws: Tensor) -> Tensor:
@@ -123,74 +119,8 @@ class FrameAugmentation:
         return self.apply(frames, self.draw(len(frames), generator))
 
 
-def mix_frames(
-    frames: Tensor,
-    labels: Tensor,
-    num_classes: int,
-    generator: torch.Generator,
-    *,
-    beta: float = 1.0,
-    probability: float = 1.0,
-) -> tuple[Tensor, Tensor]:
-    """EventMix: replace a random region of space and time of each recording by that of another one of the batch.
-
-        m = the cells [t, y, x] with the highest values of a random Gaussian mixture, a share r ~ Beta(beta, beta)
-        mixed = (1 - m) a + m b
-        target = w onehot(label of a) + (1 - w) onehot(label of b),    w = k_a / (k_a + p_b)
-
-    where k_a is the share of the events of a that is kept, and p_b the share of the events of b that is put in. The
-    mixture has 2 to 4 Gaussians with uniform weights and centres, and standard deviations of 0.05 to 0.5 of each side.
-
-    Args:
-        frames: A batch as `Batches` gives it, time-first: `[T, B, C, H, W]`. Not modified.
-        labels: Class indices, int64 `[B]`.
-        num_classes: K.
-        generator: On the CPU, whatever device the frames are on.
-        beta: Of the distribution of r; the larger, the closer to 1/2.
-        probability: Of being mixed, for each recording.
-
-    Returns:
-        Mixed frames `[T, B, C, H, W]`, and targets float32 `[B, K]` that sum to 1, both on the device of `frames`.
-
-    Raises:
-        ValueError: the shapes do not fit, a number is out of range, or `generator` is not on the CPU.
-
-    Source: Shen et al. 2022, "EventMix", arXiv 2205.12054, with the weights by the numbers of events, which is what its
-    released code does. Differs from the code in: partners are a permutation of the batch; no salt-and-pepper noise.
-
-    >>> frames, labels = torch.ones(4, 2, 2, 8, 8), torch.tensor([0, 1])
-    >>> mixed, targets = mix_frames(frames, labels, 3, torch.Generator().manual_seed(0))
-    >>> bool((mixed == 1).all()), targets.sum(1).tolist()
-    (True, [1.0, 1.0])
-    """
-    if frames.ndim != 5 or labels.shape != frames.shape[1:2]:
-        raise ValueError(
-            f"frames have shape {shape_of(frames)} and labels {shape_of(labels)}, expected [T, B, C, H, W] and [B]. "
-            "Batches gives both; frames [B, T, C, H, W] become so with frames.transpose(0, 1)."
-        )
-    check_positive("beta", beta)
-    if not 0 <= probability <= 1:
-        raise ValueError(f"probability is {probability}, expected 0 to 1.")
-    _check_generator(generator)
-    steps, count, _, height, width = frames.shape
-    device = frames.device
-    partner = to_device(torch.randperm(count, generator=generator), device)
-    shares = _beta(beta, count, generator)
-    mixed = torch.rand(count, generator=generator) < probability
-    region = _region((steps, height, width), shares * mixed, generator, device)  # [B, T, H, W]
-    region = region.transpose(0, 1).unsqueeze(2)
-    other = frames[:, partner]
-    mixture = torch.where(region, other, frames, out=torch.empty_like(frames))  # laid out in memory as frames are
-    events = frames.sum((0, 2, 3, 4), dtype=torch.float32)
-    put = (other * region).sum((0, 2, 3, 4), dtype=torch.float32)
-    kept = (mixture.sum((0, 2, 3, 4), dtype=torch.float32) - put).clamp_(min=0)  # rounded, it could be just below 0
-    kept_share, put_share = kept / events.clamp(min=1e-6), put / events[partner].clamp(min=1e-6)
-    weight = torch.where(kept_share + put_share > 0, kept_share / (kept_share + put_share), 1.0)  # 1: no event is left
-    own, others = (one_hot(part, num_classes) for part in (labels, labels[partner]))
-    return mixture, weight[:, None] * own + (1 - weight[:, None]) * others
-
-
-def _check_generator(generator: torch.Generator) -> None:
+def check_generator(generator: torch.Generator) -> None:
+    """Raise unless `generator` is on the CPU."""
     if generator.device.type != "cpu":
         raise ValueError(
             f"generator is on {generator.device}, expected the CPU: results must not depend on the device. "
@@ -246,38 +176,3 @@ def _span(length: int, share: Tensor, draws: Tensor) -> Tensor:
     first = (draws * (length - size + 1)).floor()
     pixel = torch.arange(length)
     return (pixel >= first[:, None]) & (pixel < (first + size)[:, None])
-
-
-# ------------------------------------------------------------------------------------------- parts of mix_frames
-
-
-def _beta(beta: float, count: int, generator: torch.Generator) -> Tensor:
-    """Numbers from Beta(beta, beta), float64 `[count]`; torch draws them from no generator but its own."""
-    seed = int(torch.randint(2**32, (), generator=generator))
-    return torch.from_numpy(np.random.RandomState(seed).beta(beta, beta, count))
-
-
-def _region(shape: tuple[int, int, int], shares: Tensor, generator: torch.Generator, device: torch.device) -> Tensor:
-    """The cells where each recording's Gaussian mixture is highest, a share of all cells: bool `[B, T, H, W]`."""
-    count, (least, most) = len(shares), _MIXTURE
-    weights = torch.rand(count, most, generator=generator)
-    number = torch.randint(least, most + 1, (count, 1), generator=generator)
-    profiles = []
-    for length in shape:
-        center = torch.randint(length, (count, most, 1), generator=generator)
-        deviation = torch.rand(count, most, 1, generator=generator).clamp_(min=0.1) * (length / 2)
-        profiles.append(torch.exp(-(((torch.arange(length) - center) / deviation) ** 2) / 2))
-    profiles[0] *= (weights * (torch.arange(most) < number))[:, :, None]
-    # [B, Gaussians, length]
-    over_time, over_rows, over_columns = (to_device(profile, device) for profile in profiles)
-    plane = (over_rows[:, :, :, None] * over_columns[:, :, None, :]).flatten(2)
-    # Logarithms, because most cells are far down the slopes; no cell falls below the smallest float32.
-    density = (over_time.transpose(1, 2) @ plane).flatten(1).clamp_(min=1e-37).log_()  # [B, T * H * W]
-    cells = to_device((shares * density.shape[1]).round(), device)
-    # The density that this share of the cells exceeds, by bisection: sorting takes several times as long.
-    low, high = density.amin(1) - 1, density.amax(1)
-    for _ in range(20):
-        middle = (low + high) / 2
-        many = (density > middle[:, None]).sum(1) > cells
-        low, high = torch.where(many, middle, low), torch.where(many, high, middle)
-    return (density > high[:, None]).unflatten(1, shape)
