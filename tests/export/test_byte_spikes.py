@@ -11,17 +11,15 @@ from torch import Tensor, nn
 from ranvier import models
 from ranvier.export import agreement, byte_spikes, to_inference
 from ranvier.export.byte_spikes import (
-    ByteActivation,
     ByteConv2d,
-    Bytes,
     Numbers,
     SumPool2d,
-    as_bytes,
     has_kernels,
     use_bytes,
 )
-from ranvier.nn import IF, LIF, LIFB, PLIF, BatchNorm, Readout, TimeFolded
-from ranvier.nn.structure import Activation, Block, Chain, Concat, Residual, conv_norm
+from ranvier.export.lean_neurons import Lean, make_lean
+from ranvier.nn import IF, LIF, LIFB, PLIF, BatchNorm, Neuron, Readout, TimeFolded
+from ranvier.nn.structure import Activation, Chain, Concat, Residual, conv_norm
 
 from .networks import build
 
@@ -57,6 +55,12 @@ def network(*body: nn.Module, channels: int = 8) -> models.Network:
     """An encoder of `channels`, a body that keeps the image size, a readout."""
     after = [TimeFolded(nn.AdaptiveAvgPool2d(1), nn.Flatten(1))]
     return models.Network(conv_norm(3, channels), Chain(*body, *after), Readout(channels, 5)).eval()
+
+
+def make_all_lean(model: nn.Module) -> None:
+    for part in model.modules():
+        if isinstance(part, Neuron):
+            make_lean(part, is_native=False)
 
 
 def lively(model: models.SpikingNetwork, shape: tuple[int, ...]) -> models.SpikingNetwork:
@@ -127,15 +131,6 @@ def test_sums_are_averages_times_the_window(
     assert torch.equal(SumPool2d(pool)(x).double(), expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_spikes_as_bytes(dtype: torch.dtype) -> None:
-    spikes = (torch.rand(3, 2, 4, 5, 5) < 0.4).to(dtype).permute(0, 1, 4, 2, 3)
-    found = as_bytes(spikes)
-    assert found.dtype == torch.uint8
-    assert torch.equal(found, spikes.to(torch.uint8))
-    assert found.stride() == spikes.stride()
-
-
 def test_numbers() -> None:
     assert torch.equal(
         Numbers(4)(torch.tensor([0, 3], dtype=torch.uint8)), torch.tensor([0, 0.75], dtype=torch.bfloat16)
@@ -150,7 +145,7 @@ def test_sew_resnet_sums_bytes(neuron: Callable[[int], nn.Module]) -> None:
     fast = to_inference(models.sew_resnet18(3, 2, neuron=neuron), precision="int8")
     # All but the one that sees the image: 16 in blocks, 3 on shortcuts. The pooling at the end gets numbers.
     assert kinds(fast, ByteConv2d, Numbers) == ["ByteConv2d"] * 19 + ["Numbers"]
-    assert len(kinds(fast, ByteActivation)) == 20
+    assert sum(part.sends_bytes for part in fast.modules() if isinstance(part, Lean)) == 20
 
 
 def test_vgg_pools_sums() -> None:
@@ -163,6 +158,7 @@ def test_vgg_pools_sums() -> None:
     # The fourth pooling would give sums of up to 256: it gets numbers, and so does the convolution behind it.
     with pytest.raises(ValueError, match="no convolution gets"):
         to_inference(model, precision="int8")
+    make_all_lean(model)
     assert use_bytes(model) == 0
     assert kinds(model, ByteConv2d, SumPool2d, Numbers) == ["SumPool2d"] * 3 + ["Numbers", "Numbers"]
 
@@ -334,10 +330,3 @@ def test_refusals() -> None:
     shared = conv_norm(8, 8)
     with pytest.raises(ValueError, match=r"layers\.1.* is used at two places"):
         to_inference(network(Activation(LIF(8)), shared, Activation(LIF(8)), shared), precision="int8")
-
-
-def test_what_leaves_a_body_is_known() -> None:
-    assert Bytes(4, 4) == (4, 4)
-    model = network(Activation(LIF(8)), conv_norm(8, 8), Activation(LIF(8)))
-    assert use_bytes(model) == 1
-    assert isinstance(model.body, Block)

@@ -18,13 +18,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ranvier.export.lean_neurons import Lean, LeanIF, LeanLIF, LeanPLIF
 from ranvier.models import Network
-from ranvier.nn import IF, LIF, PLIF, Carry, TimeFolded
+from ranvier.nn import TimeFolded
 from ranvier.nn.structure import Activation, Block, Chain, Concat, Residual, is_hooked
 
 LARGEST_WEIGHT, LARGEST_BYTE = 127, 255
 
-SPIKING = (IF, LIF, PLIF)
+SPIKING = (LeanIF, LeanLIF, LeanPLIF)
 """Neurons whose output is 0 or 1."""
 CONTAINERS = (Chain, Residual, Concat, TimeFolded, nn.Sequential)
 """What only hands on to what it contains."""
@@ -48,7 +49,7 @@ def use_bytes(network: Network) -> int:
     and the readout keep their weights.
 
     Args:
-        network: In float32, normalisation absorbed.
+        network: In float32, with lean neurons and its normalisation absorbed.
 
     Returns:
         How many convolutions have int8 weights now.
@@ -66,14 +67,6 @@ def use_bytes(network: Network) -> int:
     network.body, leaves = _through_block(network.body, None)
     network.body = _as_numbers(network.body, leaves)
     return sum(isinstance(part, ByteConv2d) for part in network.modules())
-
-
-class ByteActivation(Activation):
-    """A neuron whose spikes are bytes."""
-
-    def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
-        """Map currents `[T, B, ...]` to spikes `[T, B, ...]`, uint8."""
-        return as_bytes(super().forward(x, carry))
 
 
 class ByteConv2d(nn.Module):
@@ -166,18 +159,6 @@ class Numbers(nn.Module):
         return y if self.divisor == 1 else y / self.divisor
 
 
-def as_bytes(spikes: Tensor) -> Tensor:
-    """Spikes, 0 or 1, as bytes.
-
-    >>> as_bytes(torch.tensor([0.0, 1.0], dtype=torch.bfloat16))
-    tensor([0, 1], dtype=torch.uint8)
-    """
-    if spikes.dtype != torch.bfloat16:
-        return spikes.to(torch.uint8)
-    # 1.0 is 0x3F80, whose lower byte is 128. Whole numbers are converted ten times as fast as bfloat16.
-    return spikes.view(torch.int16).to(torch.uint8).bitwise_right_shift_(7)
-
-
 def has_kernels() -> bool:
     """Whether this build of torch convolves bytes with int8 weights."""
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.onednn, "qconv_pointwise")
@@ -212,9 +193,11 @@ def _takes_bytes(part: nn.Module, came: Bytes) -> bool:
 def _ready(part: nn.Module, came: Bytes | None) -> tuple[nn.Module, Bytes | None]:
     """One part for what comes to it, and what leaves it."""
     if type(part) is Activation:
-        if type(part.neuron) not in SPIKING or is_hooked(part) or is_hooked(part.neuron):
+        neuron = part.neuron
+        if type(neuron) not in SPIKING or is_hooked(part) or is_hooked(neuron):
             return part, None
-        part.__class__ = ByteActivation
+        assert isinstance(neuron, Lean)
+        neuron.sends_bytes = True
         return part, Bytes(1, 1)
     if is_hooked(part):
         return part, None

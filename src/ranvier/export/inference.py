@@ -19,6 +19,7 @@ from ranvier.conversion.spiking import GraphSNN
 from ranvier.conversion.vocabulary import LAYERS, ChannelAffine
 from ranvier.evaluation.mode import device_of, evaluating
 from ranvier.export.byte_spikes import use_bytes
+from ranvier.export.lean_neurons import make_lean
 from ranvier.kernels.dispatch import Choice, Implementation, choose, compile_whole
 from ranvier.models import Network, SpikingNetwork
 from ranvier.nn import BatchNorm, Carry, Neuron, ProxyActivation, ProxyNorm, TimeFolded, fold_time, unfold_time
@@ -99,14 +100,16 @@ def to_inference(
         if type(module) is PackedConv2d:  # it differs in what it keeps for backward, and there is none
             module.__class__ = nn.Conv2d  # type: ignore[assignment]
     _absorb_norms(network)
-    if precision == "int8":
-        _use_bytes(network, choice)
     for name, module in list(network.named_modules()):
         if isinstance(module, Neuron):
             asked = implementation in ("reference", "native", "triton")
             module.implementation = implementation if asked else "auto"
+            if choice.implementation != "compiled":
+                make_lean(module, is_native=choice.implementation == "native")
         if precision != "float32":
             _check_bfloat16(name, module)
+    if precision == "int8":
+        _use_bytes(network, choice)
     _prepare_layers(network, DTYPES[precision], pack=choice.implementation != "compiled" and _packs(device, precision))
     return InferenceNetwork(network, precision, choice)
 

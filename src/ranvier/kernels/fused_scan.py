@@ -68,6 +68,22 @@ class Kind(NamedTuple):
     v_burst: float
     tau: float
 
+    @classmethod
+    def of(cls, step: Step, params: Any) -> "Kind":
+        """The kind of a neuron with this step and these parameters."""
+        neuron = NEURONS[step]
+        surrogate, number = SURROGATES[type(params.surrogate)]
+        return cls(
+            neuron,
+            params.reset,
+            params.detach_reset,
+            surrogate,
+            float(getattr(params.surrogate, number)),
+            float(params.v_threshold),
+            float(params.v_burst) if neuron == "lifb" else 0.0,
+            float(params.tau) if neuron in ("lif", "lifb") else 1.0,
+        )
+
     @property
     def charge(self) -> tuple[str, float]:
         """How the potential is charged, `sum`, `product` or `quotient`, and the number that the difference takes."""
@@ -206,27 +222,17 @@ def fused_scan(
         if current.ndim < 3 or current.shape[2] != len(learned[0]):
             return dynamics.lifb_scan(current, state, params, learned[0])  # raises, and says what is wrong
         excess = (learned[0] - 1).float()
-    surrogate, number = SURROGATES[type(params.surrogate)]
-    kind = Kind(
-        neuron,
-        params.reset,
-        params.detach_reset,
-        surrogate,
-        float(getattr(params.surrogate, number)),
-        float(params.v_threshold),
-        float(params.v_burst) if neuron == "lifb" else 0.0,
-        float(params.tau) if neuron in ("lif", "lifb") else 1.0,
-    )
+    kind = Kind.of(step, params)
     v = None if state is None else state.v.float()
     if v is not None and not torch.compiler.is_compiling() and v.is_inference():
         v = v.clone()  # autograd keeps no tensor that was made in inference mode
-    if _nobody_watches(current, v, rate, excess):
-        return _make_scan(current, v, rate, excess, backend, kind)
+    if nobody_watches(current, v, rate, excess):
+        return make_scan(current, v, rate, excess, backend, kind)
     spikes, end = _scan_operator(current, v, rate, excess, backend, *kind)
     return spikes, NeuronState(end)
 
 
-def _nobody_watches(*tensors: Tensor | None) -> bool:
+def nobody_watches(*tensors: Tensor | None) -> bool:
     """Whether neither autograd nor what traces or batches calls needs an operator, which costs microseconds."""
     watched = (
         torch.compiler.is_compiling()
@@ -239,11 +245,18 @@ def _nobody_watches(*tensors: Tensor | None) -> bool:
     return not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors if tensor is not None))
 
 
-def _make_scan(
-    current: Tensor, state: Tensor | None, rate: Tensor | None, excess: Tensor | None, backend: str, kind: Kind
+def make_scan(
+    current: Tensor,
+    state: Tensor | None,
+    rate: Tensor | None,
+    excess: Tensor | None,
+    backend: str,
+    kind: Kind,
+    sends_bytes: bool = False,
 ) -> tuple[Tensor, NeuronState]:
-    current = _dense(current)
-    spikes, end = _outputs(current)
+    """The scan itself, which neither autograd nor a compiler sees; with `sends_bytes`, native, of spikes 0 or 1."""
+    current = dense(current)
+    spikes, end = outputs(current, torch.uint8 if sends_bytes else current.dtype)
     if end.numel() > 0:
         _kernels(backend).forward(_job(kind, current, end, state, rate, excess), spikes, end)
     return spikes, NeuronState(end)
@@ -269,13 +282,13 @@ def _scan_operator(
     tau: float,
 ) -> tuple[Tensor, Tensor]:
     kind = Kind(neuron, reset, detach_reset, surrogate, surrogate_number, v_threshold, v_burst, tau)
-    spikes, end = _make_scan(current, state, rate, excess, backend, kind)
+    spikes, end = make_scan(current, state, rate, excess, backend, kind)
     return spikes, end.v
 
 
 @_scan_operator.register_fake
 def _(current, state, rate, excess, backend, *_kind):
-    return _outputs(_dense(current))
+    return outputs(dense(current))
 
 
 @torch.library.custom_op("ranvier::fused_scan_backward", mutates_args=())
@@ -297,8 +310,8 @@ def _scan_backward_operator(
     tau: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of current, state and the learned tensor; of the last two empty ones where there is none."""
-    current = _dense(current)
-    grad_current, end = _outputs(current)
+    current = dense(current)
+    grad_current, end = outputs(current)
     learned = excess if rate is None else rate
     grad_state = None if state is None else torch.empty_like(end)
     grad_learned = None if learned is None else torch.zeros_like(learned)
@@ -321,7 +334,7 @@ def _scan_backward_operator(
 
 @_scan_backward_operator.register_fake
 def _(grad_spikes, grad_end, current, state, rate, excess, backend, *_kind):
-    grad_current, end = _outputs(_dense(current))
+    grad_current, end = outputs(dense(current))
     learned = excess if rate is None else rate
     return (
         grad_current,
@@ -373,7 +386,7 @@ def _job(
     return Job(kind, View.of(current, excess is not None), current, state, rate, excess)
 
 
-def _dense(current: Tensor) -> Tensor:
+def dense(current: Tensor) -> Tensor:
     """`current`, or a contiguous copy where the elements of a step are not dense in memory; steps may lie anywhere."""
     expected = 1
     axes = [axis for axis in range(1, current.ndim) if current.shape[axis] != 1]
@@ -384,10 +397,10 @@ def _dense(current: Tensor) -> Tensor:
     return current
 
 
-def _outputs(current: Tensor) -> tuple[Tensor, Tensor]:
+def outputs(current: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
     """New memory for all steps and for one, in float32: each step as in `current`, where steps may lie apart."""
     shape, step = current.shape[1:], current.stride()[1:]
-    all_steps = current.new_empty_strided(current.shape, (math.prod(shape), *step))
+    all_steps = current.new_empty_strided(current.shape, (math.prod(shape), *step), dtype=dtype)
     return all_steps, current.new_empty_strided(shape, step, dtype=torch.float32)
 
 

@@ -6,6 +6,7 @@
 //   SURROGATE  0 triangle, 1 atan, 2 sigmoid, 3 rectangle
 //   LEARNS     0 nothing, 1 the leak, 2 what a burst sends
 //   BFLOAT16   type of what comes in and goes out: 0 float, 1 bfloat16
+//   BYTES      1: spikes go out as bytes, 0 or 1, without backward
 //   STEPS      T, so that loops unroll and all potentials are held in registers; 0: any T
 //
 // A line of neurons goes through all steps while its potentials are in registers. Lines of all steps are then fetched
@@ -34,6 +35,11 @@ using Element = uint16_t;
 #else
 using Element = float;
 #endif
+#if BYTES
+using Sent = uint8_t;
+#else
+using Sent = Element;
+#endif
 
 constexpr int LINE = 16;  // a cache line of floats; wider vectors are not kept in registers
 
@@ -42,6 +48,7 @@ typedef float Float __attribute__((vector_size(4 * LINE)));
 typedef int32_t Int __attribute__((vector_size(4 * LINE)));
 typedef uint32_t Bits __attribute__((vector_size(4 * LINE)));
 typedef uint16_t Half __attribute__((vector_size(2 * LINE)));
+typedef uint8_t Byte __attribute__((vector_size(LINE)));
 
 INLINE Float all(float value) { return Float{} + value; }
 
@@ -80,6 +87,14 @@ INLINE void send(Element* to, Float value, int64_t count) {
 #endif
     std::memcpy(to, &sent, count * sizeof *to);
 }
+
+#if BYTES
+template <bool PAST_CACHES>
+INLINE void send(uint8_t* to, Float value, int64_t count) {
+    const Byte sent = __builtin_convertvector((Bits)(value > 0) & 1, Byte);
+    std::memcpy(to, &sent, count);
+}
+#endif
 
 INLINE Float charge(Float x, Float v, float leak) {
     return CHARGE == 0 ? v + x : CHARGE == 1 ? v + (x - v) * leak : v + (x - v) / leak;
@@ -155,11 +170,11 @@ int64_t begin_of(const Work& work, int64_t chunk) {
 }
 
 template <bool PAST_CACHES>
-INLINE void forward_line(const Work& work, int64_t at, int64_t count, Element* spikes, float* end) {
+INLINE void forward_line(const Work& work, int64_t at, int64_t count, Sent* spikes, float* end) {
     Float v = work.state ? load(work.state + at, count) : all(0);
     const Float gain = LEARNS == 2 ? load(work.gain + at % work.columns, count) : all(0);
     const Element* x = work.current + at;
-    Element* sent = spikes + at;
+    Sent* sent = spikes + at;
     FOR_ALL_STEPS
     for (int64_t t = 0; t < (STEPS ? STEPS : work.steps); ++t, x += work.apart, sent += work.numel) {
         const Float h = charge(load(x, count), v, work.leak);
@@ -244,7 +259,7 @@ INLINE void settle(bool past_caches) {
 }
 
 template <bool PAST_CACHES>
-void forward_all(const Work* given, Element* spikes, float* end) {
+void forward_all(const Work* given, Sent* spikes, float* end) {
 #pragma omp parallel for schedule(static) num_threads(given->threads)
     for (int64_t chunk = 0; chunk < given->chunks; ++chunk) {
         const Work work = *given;  // of this thread alone: the compiler then knows that no store changes it
@@ -282,7 +297,7 @@ void backward_all(const Work* given, const Gradients* grads, double* sums) {
 
 }  // namespace
 
-extern "C" void forward(const Work* work, Element* spikes, float* end) {
+extern "C" void forward(const Work* work, Sent* spikes, float* end) {
     if (work->past_caches) forward_all<true>(work, spikes, end);
     else forward_all<false>(work, spikes, end);
 }
