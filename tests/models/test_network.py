@@ -26,6 +26,7 @@ NETWORKS: dict[str, tuple[Builder, int]] = {
     # Gains for a threshold four times that of the neurons: at its own, a fresh ResNet-19 hardly fires.
     "resnet19": (partial(models.resnet19, v_threshold=2.0), 8),
     "resnet20": (models.resnet20, 8),
+    "resnet9": (models.resnet9, 16),
     "sew_resnet18": (models.sew_resnet18, 8),
     "sew_resnet18_imagenet": (partial(models.sew_resnet18, stem="imagenet"), 32),
     "sew_resnet34": (models.sew_resnet34, 8),

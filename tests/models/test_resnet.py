@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ranvier.models import resnet19, resnet20
+from ranvier.models import resnet9, resnet19, resnet20
 from ranvier.nn import LIFB, BatchNorm
 from ranvier.nn.structure import Residual
 
@@ -15,6 +15,25 @@ def neuron_channels(network: nn.Module) -> list[int]:
 
 def residuals(network: nn.Module) -> list[Residual]:
     return [module for module in network.modules() if isinstance(module, Residual)]
+
+
+def test_resnet9_parameters() -> None:
+    convolutions = 9 * (3 * 64 + 64 * 128 + 2 * 128**2 + 128 * 256 + 256 * 512 + 2 * 512**2)
+    norms = 2 * (64 + 3 * 128 + 256 + 3 * 512)
+    assert sum(p.numel() for p in resnet9().parameters()) == convolutions + norms + 513 * 10 == 6_573_130
+    assert neuron_channels(resnet9(neuron=LIFB)) == [64, 128, 128, 128, 256, 512, 512, 512]
+
+
+def test_resnet9_pools_currents_as_it_would_activations() -> None:
+    network = resnet9(neuron=lambda channels: nn.ReLU()).eval()
+    images = torch.randn(2, 3, 16, 16)
+    expected = network(images, 1)
+    layers = network.body.layers
+    pools = [index for index, layer in enumerate(layers) if "MaxPool" in str(layer)]
+    assert len(pools) == 3
+    for index in pools:
+        layers[index], layers[index + 1] = layers[index + 1], layers[index]
+    assert torch.equal(network(images, 1), expected)
 
 
 def test_resnet19_parameters() -> None:

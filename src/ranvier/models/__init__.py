@@ -2,7 +2,7 @@
 
 from ranvier.models.mlp import mlp
 from ranvier.models.network import Network, SpikingNetwork
-from ranvier.models.resnet import resnet19, resnet20
+from ranvier.models.resnet import resnet9, resnet19, resnet20
 from ranvier.models.sew_resnet import sew_resnet18, sew_resnet34
 from ranvier.models.spikformer import spikformer
 from ranvier.models.vgg import conv4, snn6, vgg, vgg16, vggsnn
@@ -12,6 +12,7 @@ __all__ = [
     "SpikingNetwork",
     "conv4",
     "mlp",
+    "resnet9",
     "resnet19",
     "resnet20",
     "sew_resnet18",

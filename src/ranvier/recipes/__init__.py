@@ -1,6 +1,6 @@
 """Recipes: typed functions that return every setting of one training, and the run that carries it out."""
 
-from ranvier.recipes.cifar10 import cifar10, cifar10_ann, cifar10_ann_full
+from ranvier.recipes.cifar10 import cifar10, cifar10_ann, cifar10_ann_full, cifar10_sprint
 from ranvier.recipes.convert import ConversionResult, convert
 from ranvier.recipes.demo import Demo, demo
 from ranvier.recipes.digits import digits, digits_ann
@@ -52,6 +52,7 @@ __all__ = [
     "cifar10",
     "cifar10_ann",
     "cifar10_ann_full",
+    "cifar10_sprint",
     "convert",
     "demo",
     "digits",

@@ -1,6 +1,6 @@
 """All recipes that come with ranvier, by name."""
 
-from ranvier.recipes.cifar10 import cifar10, cifar10_ann, cifar10_ann_full
+from ranvier.recipes.cifar10 import cifar10, cifar10_ann, cifar10_ann_full, cifar10_sprint
 from ranvier.recipes.digits import digits, digits_ann
 from ranvier.recipes.events import (
     dvs_cifar10,
@@ -19,6 +19,7 @@ RECIPES = {
     "fashion-mnist-full": fashion_mnist_full,
     "fashion-mnist-proxy": fashion_mnist_proxy,
     "cifar10": cifar10,
+    "cifar10-sprint": cifar10_sprint,
     "nmnist": nmnist,
     "dvs-cifar10": dvs_cifar10,
     "ncaltech101": ncaltech101,
