@@ -1,6 +1,8 @@
 import copy
 import io
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +14,8 @@ from ranvier import models
 from ranvier.export import agreement, byte_spikes, to_inference
 from ranvier.export.byte_spikes import (
     ByteConv2d,
+    BytePool2d,
     Numbers,
-    SumPool2d,
     has_kernels,
     use_bytes,
 )
@@ -115,12 +117,15 @@ def test_weights_that_are_all_zero() -> None:
     assert torch.equal(got[:, 1], layer.bias[1].to(torch.bfloat16).expand(2, 3, 3))
 
 
-@settings(max_examples=40, deadline=None)
+PAIR = st.tuples(st.integers(1, 3), st.integers(1, 3))
+
+
+@settings(max_examples=60, deadline=None)
 @given(
-    size=st.tuples(st.integers(3, 9), st.integers(3, 9)),
-    window=st.tuples(st.integers(1, 3), st.integers(1, 3)),
-    stride=st.none() | st.tuples(st.integers(1, 4), st.integers(1, 4)),
-    seed=st.integers(0, 1000),
+    size=st.tuples(st.integers(3, 20), st.integers(3, 20)),
+    window=PAIR,
+    stride=st.none() | PAIR,
+    seed=st.integers(0, 99),
 )
 def test_sums_are_averages_times_the_window(
     size: tuple[int, int], window: tuple[int, int], stride: tuple[int, int] | None, seed: int
@@ -128,7 +133,35 @@ def test_sums_are_averages_times_the_window(
     torch.manual_seed(seed)
     pool, x = nn.AvgPool2d(window, stride), bytes_of(2, 3, *size)
     expected = (pool(x.double()) * window[0] * window[1]).round()
-    assert torch.equal(SumPool2d(pool)(x).double(), expected)
+    assert torch.equal(BytePool2d(pool)(x).double(), expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    size=st.tuples(st.integers(5, 20), st.integers(5, 20)),
+    window=st.integers(2, 3),
+    stride=st.none() | PAIR,
+    padding=st.tuples(st.integers(0, 1), st.integers(0, 1)),
+    dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    channels_last=st.booleans(),
+)
+def test_the_largest_of_each_window(
+    size: tuple[int, int],
+    window: int,
+    stride: tuple[int, int] | None,
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    channels_last: bool,
+) -> None:
+    torch.manual_seed(0)
+    pool, x = nn.MaxPool2d(window, stride, padding, dilation), bytes_of(2, 3, *size)
+    x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
+    assert torch.equal(BytePool2d(pool)(x).double(), pool(x.double()))
+
+
+def test_images_smaller_than_the_window() -> None:
+    with pytest.raises(ValueError, match=r"\[3, 3\] pixels.* smaller than the 4x4 window"):
+        BytePool2d(nn.AvgPool2d(4))(bytes_of(1, 2, 3, 3))
 
 
 def test_numbers() -> None:
@@ -151,8 +184,8 @@ def test_sew_resnet_sums_bytes(neuron: Callable[[int], nn.Module]) -> None:
 def test_vgg_pools_sums() -> None:
     model = models.vgg((4, "A", 6, "A", "A", 8), num_classes=3, in_channels=1, image_size=8)
     fast = to_inference(model, precision="int8")
-    assert kinds(fast, ByteConv2d, SumPool2d, Numbers) == [
-        *("SumPool2d", "ByteConv2d", "SumPool2d", "SumPool2d", "ByteConv2d", "Numbers")
+    assert kinds(fast, ByteConv2d, BytePool2d, Numbers) == [
+        *("BytePool2d", "ByteConv2d", "BytePool2d", "BytePool2d", "ByteConv2d", "Numbers")
     ]
     model = models.vgg((4, "A", "A", "A", "A", 8), num_classes=3, in_channels=1, image_size=16)
     # The fourth pooling would give sums of up to 256: it gets numbers, and so does the convolution behind it.
@@ -160,7 +193,7 @@ def test_vgg_pools_sums() -> None:
         to_inference(model, precision="int8")
     make_all_lean(model)
     assert use_bytes(model) == 0
-    assert kinds(model, ByteConv2d, SumPool2d, Numbers) == ["SumPool2d"] * 3 + ["Numbers", "Numbers"]
+    assert kinds(model, ByteConv2d, BytePool2d, Numbers) == ["BytePool2d"] * 3 + ["Numbers", "Numbers"]
 
 
 def test_resnet19_adds_currents() -> None:
@@ -183,7 +216,7 @@ def test_a_concatenation_of_bytes_is_one_of_bytes() -> None:
 
 def test_sums_that_no_byte_holds_are_numbers() -> None:
     many: list[nn.Module] = [Activation(LIF(8))]
-    for _ in range(8):  # 1, 2, 4 ... 128; the next would be 256
+    for _ in range(7):  # 1, 2, 4 ... 64; the next would be 128
         many.append(Residual(Chain(), Chain()))
     model = network(*many, conv_norm(8, 8), Activation(LIF(8)))
     with pytest.raises(ValueError, match="no convolution gets the spikes"):
@@ -200,7 +233,7 @@ def test_sums_that_no_byte_holds_are_numbers() -> None:
     fast.network.body.layers[0].neuron.register_forward_hook(lambda _, __, spikes: torch.ones_like(spikes))  # type: ignore[index, union-attr, operator]
     fast(images, 1)
     assert sent[0].dtype == torch.uint8
-    assert (sent[0] == 128).all()
+    assert (sent[0] == 64).all()
 
 
 class Halve(nn.Module):
@@ -216,10 +249,13 @@ class Halve(nn.Module):
         TimeFolded(Halve()),
         TimeFolded(nn.AvgPool2d(3, 1, padding=1)),
         TimeFolded(nn.AvgPool2d(1, divisor_override=2)),
+        TimeFolded(nn.AvgPool2d(2, 1, ceil_mode=True)),
+        TimeFolded(nn.MaxPool2d(2, 1, ceil_mode=True)),
+        TimeFolded(nn.Conv2d(8, 8, 3, padding=1, padding_mode="circular")),
         TimeFolded(nn.Upsample(scale_factor=1)),
         BatchNorm(8),
     ],
-    ids=["own", "padded pool", "divided pool", "resized", "normalised"],
+    ids=["own", "padded pool", "divided pool", "ceiled sum", "ceiled max", "circular", "resized", "normalised"],
 )
 def test_strangers_get_numbers(stranger: nn.Module) -> None:
     model = lively(
@@ -245,6 +281,36 @@ def test_hooks_see_numbers() -> None:
     assert seen == [torch.bfloat16]
 
 
+@pytest.mark.parametrize("hooked", ["sequence", "folded", "convolution"])
+def test_hooks_on_layers_see_numbers(hooked: str) -> None:
+    model = network(Activation(LIF(8)), conv_norm(8, 8), Activation(LIF(8)), conv_norm(8, 8))
+    sequence: Any = model.body.layers[1]  # type: ignore[index, union-attr]
+    part = {"sequence": sequence, "folded": sequence[0], "convolution": sequence[0][0]}[hooked]
+    seen: list[torch.dtype] = []
+    part.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].dtype))
+    fast = to_inference(model, precision="int8")
+    assert len(kinds(fast, ByteConv2d)) == 1
+    fast(torch.randn(1, 3, 4, 4), 2)
+    assert seen[0].is_floating_point
+
+
+def test_hooks_on_blocks_see_numbers() -> None:
+    block = Chain(conv_norm(8, 8), Activation(LIF(8)))
+    model = network(Activation(LIF(8)), block, conv_norm(8, 8), Activation(LIF(8)), conv_norm(8, 8))
+    seen: list[torch.dtype] = []
+    block.register_forward_hook(lambda _, __, spikes: seen.append(spikes.dtype))
+    to_inference(model, precision="int8")(torch.randn(1, 3, 4, 4), 2)
+    assert seen == [torch.bfloat16]
+
+
+def test_paths_are_those_of_the_network() -> None:
+    model = models.sew_resnet18(3, 2)
+    paths = {name for name, part in model.named_modules() if isinstance(part, Neuron)}
+    fast = to_inference(model, precision="int8").network
+    assert {name for name, part in fast.named_modules() if isinstance(part, Neuron)} == paths
+    assert "19 convolutions of int8" in repr(to_inference(model, precision="int8"))
+
+
 # ------------------------------------------------------------------------------------------------------ whole networks
 
 
@@ -263,16 +329,35 @@ def whole(model: models.SpikingNetwork, seed: int) -> models.SpikingNetwork:
     return model
 
 
-@settings(max_examples=6, deadline=None)
-@given(seed=st.integers(0, 10_000), name=st.sampled_from(["sew", "resnet19", "vgg"]))
+def branches(join: Callable[..., nn.Module], first: nn.Module, second: nn.Module) -> models.Network:
+    """Pooled in two ways, then joined."""
+    width = 8 if join is Residual else 16
+    middle = join(Chain(first), Chain(second))
+    return models.Network(
+        conv_norm(1, 8),
+        Chain(
+            *(Activation(LIF(8)), middle, conv_norm(width, 8), Activation(LIF(8)), conv_norm(8, 8), Activation(LIF(8))),
+            TimeFolded(nn.AdaptiveAvgPool2d(1), nn.Flatten(1)),
+        ),
+        Readout(8, 3),
+    )
+
+
+WHOLE: dict[str, Callable[[], models.SpikingNetwork]] = {
+    "sew": lambda: models.sew_resnet18(3, 1),
+    "resnet19": lambda: models.resnet19(3, 1),
+    "vgg": lambda: models.vgg((4, "A", "A", 6, "A", 6), num_classes=3, in_channels=1, image_size=8),
+    "sums that differ": lambda: branches(Residual, TimeFolded(nn.AvgPool2d(2)), TimeFolded(nn.MaxPool2d(2))),
+    "side by side": lambda: branches(Concat, TimeFolded(nn.AvgPool2d(2)), TimeFolded(nn.AvgPool2d((2, 1), 2))),
+    "alike": lambda: branches(Residual, TimeFolded(nn.AvgPool2d((1, 2), 2)), TimeFolded(nn.AvgPool2d((2, 1), 2))),
+}
+
+
+@settings(max_examples=12, deadline=None)
+@given(seed=st.integers(0, 10_000), name=st.sampled_from(sorted(WHOLE)))
 def test_exact_where_weights_are(seed: int, name: str) -> None:
     torch.manual_seed(seed)
-    make: dict[str, Callable[[], models.SpikingNetwork]] = {
-        "sew": lambda: models.sew_resnet18(3, 1),
-        "resnet19": lambda: models.resnet19(3, 1),
-        "vgg": lambda: models.vgg((4, "A", 6, "A", 6), num_classes=3, in_channels=1, image_size=8),
-    }
-    model = whole(make[name]().eval(), seed)
+    model = whole(WHOLE[name]().eval(), seed)
     images = torch.randint(-4, 5, (4, 1, 8, 8)) / 2
     expected = to_inference(model)(images, STEPS)  # rounds the same sums of currents
     found = to_inference(model, precision="int8")
@@ -300,6 +385,37 @@ def test_copies_pickles_and_loaded_weights() -> None:
     assert torch.equal(other(images, 2), expected)  # packed anew
 
 
+def test_threads_share_a_fresh_network() -> None:
+    model = lively(models.vgg((8, 8), num_classes=3, in_channels=1, image_size=6), (1, 6, 6))
+    images = torch.randn(4, 1, 6, 6)
+    for precision in ("int8", "bfloat16"):
+        expected = to_inference(model, precision=precision)(images, 2)  # type: ignore[arg-type]
+        for _ in range(10):
+            fast = to_inference(model, precision=precision)  # type: ignore[arg-type]
+            with ThreadPoolExecutor(4) as pool:
+                found = list(pool.map(lambda _, run=fast: run(images, 2), range(4)))
+            assert all(torch.equal(logits, expected) for logits in found)
+
+
+def test_made_in_inference_mode_and_cast() -> None:
+    model = lively(models.vgg((8, 8), num_classes=3, in_channels=1, image_size=6), (1, 6, 6))
+    images = torch.randn(4, 1, 6, 6)
+    expected = to_inference(model, precision="int8")(images, 2)
+    with torch.inference_mode():
+        fast = to_inference(model, precision="int8")
+        assert torch.equal(fast(images, 2), expected)
+    assert torch.equal(fast(images, 2), expected)
+    assert not fast.train().training
+    assert fast.bfloat16()(images, 2).shape == expected.shape
+
+
+def test_compiles_as_one_graph() -> None:
+    model = lively(models.vgg((8, "A", 8), num_classes=3, in_channels=1, image_size=6), (1, 6, 6))
+    fast, images = to_inference(model, precision="int8"), torch.randn(4, 1, 6, 6)
+    compiled = torch.compile(fast, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(images, 2), fast(images, 2), rtol=0, atol=0.05)
+
+
 def test_weights_take_a_quarter() -> None:
     model = models.sew_resnet18()
     sizes = {
@@ -325,7 +441,7 @@ def test_refusals() -> None:
             models.vgg((4, 4), num_classes=3, in_channels=1, image_size=4), precision="int8", implementation="compiled"
         )
     model, _ = build("converted")
-    with pytest.raises(TypeError, match="ConvertedSNN, whose spikes carry thresholds"):
+    with pytest.raises(TypeError, match="ConvertedSNN: .* spikes that carry thresholds"):
         to_inference(model, precision="int8")
     shared = conv_norm(8, 8)
     with pytest.raises(ValueError, match=r"layers\.1.* is used at two places"):

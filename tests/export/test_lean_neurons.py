@@ -1,6 +1,9 @@
 import copy
+import dataclasses
 import pickle
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ranvier import provenance
+from ranvier.dynamics import NeuronState
 from ranvier.export.lean_neurons import LEAN, Lean, as_bytes, make_lean
+from ranvier.kernels import native_scan
 from ranvier.kernels.native_scan import PreparedScan
 from ranvier.nn import IF, LIF, LIFB, PLIF, Neuron
 
@@ -48,32 +53,115 @@ def currents(*shape: int, layout: str = "contiguous") -> Tensor:
     return x[:, :, :, ::2] if layout == "gaps" else x
 
 
+CALL = st.tuples(
+    st.tuples(st.integers(1, 3), st.integers(0, 3), st.just(4), st.integers(1, 9)),
+    st.sampled_from(["contiguous", "channels last", "repeated", "gaps"]),
+    st.sampled_from([torch.float32, torch.bfloat16]),
+    st.integers(1, 3),
+)
+
+
 @NATIVE
 @settings(max_examples=60, deadline=None)
-@given(
-    name=st.sampled_from(list(NEURONS)),
-    shape=st.tuples(st.integers(1, 3), st.integers(0, 3), st.just(4), st.integers(1, 9)),
-    layout=st.sampled_from(["contiguous", "channels last", "repeated", "gaps"]),
-    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
-    sends_bytes=st.booleans(),
-    calls=st.integers(1, 3),
-)
-def test_equals_the_neuron_call_after_call(
-    name: str, shape: tuple[int, ...], layout: str, dtype: torch.dtype, sends_bytes: bool, calls: int
-) -> None:
+@given(name=st.sampled_from(list(NEURONS)), sends_bytes=st.booleans(), calls=st.lists(CALL, min_size=1, max_size=8))
+def test_equals_the_neuron_call_after_call(name: str, sends_bytes: bool, calls: list[tuple[Any, ...]]) -> None:
+    """Shapes, layouts and dtypes follow one another on one neuron: the first call of each plans, later ones follow."""
     neuron, lean = pair(name)
     neuron.implementation = "native"
     lean.sends_bytes = sends_bytes and name != "lifb"
-    state = after = None
-    for _ in range(calls):  # the first call makes a plan, the others follow it
-        x = currents(*shape, layout=layout).to(dtype)
-        expected, state = neuron(x, state, return_state=True)
-        found, after = lean(x, after, return_state=True)
-        assert torch.equal(found.to(dtype), expected)
-        assert torch.equal(after.v, state.v)
-        assert found.dtype == (torch.uint8 if lean.sends_bytes else dtype)
-        assert found.stride() == expected.stride()
+    for shape, layout, dtype, times in [*calls, *calls]:
+        state = after = None
+        for _ in range(times):
+            x = currents(*shape, layout=layout).to(dtype)
+            expected, state = neuron(x, state, return_state=True)
+            found, after = lean(x, after, return_state=True)
+            assert torch.equal(found.to(dtype), expected)
+            assert torch.equal(after.v, state.v)
+            assert found.dtype == (torch.uint8 if lean.sends_bytes else dtype)
+            assert found.stride() == expected.stride()
         assert torch.equal(lean(x).to(dtype), neuron(x))
+
+
+@NATIVE
+def test_a_state_of_another_precision() -> None:
+    neuron, lean = pair("lif")
+    x = currents(2, 3, 4, 6)
+    lean(x)
+    state = NeuronState(torch.rand(3, 4, 6).to(torch.bfloat16))
+    assert torch.equal(lean(x, state), neuron(x, state))
+
+
+@NATIVE
+def test_numbers_that_change_between_calls() -> None:
+    _, lean = pair("lif")
+    x = currents(2, 3, 4, 6)
+    assert lean(x).sum() > 0
+    lean.params = dataclasses.replace(lean.params, v_threshold=100.0)
+    assert lean(x).sum() == 0
+    lean.sends_bytes = True
+    assert lean(x).dtype == torch.uint8
+
+
+@dataclasses.dataclass(frozen=True)
+class Mine:
+    """A surrogate that has no kernel."""
+
+    def derivative(self, u: Tensor) -> Tensor:
+        return torch.exp(-u.abs())
+
+
+@NATIVE
+def test_what_kernels_do_not_fit_runs_as_it_was_made() -> None:
+    neuron = LIF(surrogate=Mine())
+    lean = copy.deepcopy(neuron)
+    make_lean(lean, is_native=True)
+    x = currents(2, 3, 4, 6)
+    assert torch.equal(lean(x), neuron(x))
+    assert torch.equal(lean(x.double()), neuron(x.double()))
+
+
+@NATIVE
+@pytest.mark.parametrize("channels", [1, 3, 5, 9])
+def test_burst_strengths_for_other_channels(channels: int) -> None:
+    _, lean = pair("lifb")
+    lean(currents(2, 3, 4, 6))
+    for _ in range(2):
+        with pytest.raises(ValueError, match="4 burst strengths need"):
+            lean(currents(2, 3, channels, 6))
+
+
+@NATIVE
+def test_large_outputs_ask_for_huge_pages_in_every_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(native_scan, "_ask_for_huge_pages", lambda tensor: asked.append(tensor.numel()))
+    _, lean = pair("lif")
+    for _ in range(3):
+        lean(currents(2, 3, 4, 6))
+    assert asked == [2 * 3 * 4 * 6] * 3
+
+
+@NATIVE
+def test_shapes_are_forgotten_before_there_are_too_many() -> None:
+    neuron, lean = pair("lif")
+    for batch in range(1, 2 * native_scan.MOST_PLANS):
+        lean(currents(1, batch, 4, 2))
+    assert len(lean._prepared.scan._plans) <= native_scan.MOST_PLANS
+    x = currents(1, 3, 4, 2)
+    assert torch.equal(lean(x), neuron(x))
+
+
+@NATIVE
+def test_threads_share_a_neuron() -> None:
+    neuron, lean = pair("lif")
+    inputs = [currents(3, 2, 4, 500) for _ in range(8)]
+    expected = [neuron(x) for x in inputs]
+
+    def run(number: int) -> bool:
+        with torch.no_grad():
+            return all(torch.equal(lean(inputs[number]), expected[number]) for _ in range(50))
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(run, range(8)))
 
 
 @NATIVE
@@ -129,7 +217,7 @@ def test_copies_and_pickles() -> None:
     x = currents(3, 2, 4, 5)
     lean(x)
     for other in (copy.deepcopy(lean), pickle.loads(pickle.dumps(lean))):  # bytes made right here
-        assert isinstance(other._prepared, PreparedScan)
+        assert isinstance(other._prepared.scan, PreparedScan)
         assert torch.equal(other(x), neuron(x))
 
 

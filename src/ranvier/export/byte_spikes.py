@@ -10,6 +10,7 @@ Only the weights are rounded:
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Iterable
@@ -19,11 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from ranvier.export.lean_neurons import Lean, LeanIF, LeanLIF, LeanPLIF
+from ranvier.export.packing import Packed
 from ranvier.models import Network
 from ranvier.nn import TimeFolded
 from ranvier.nn.structure import Activation, Block, Chain, Concat, Residual, is_hooked
 
-LARGEST_WEIGHT, LARGEST_BYTE = 127, 255
+LARGEST_WEIGHT = 127
+LARGEST_BYTE = 127
+"""Two products of such a byte and such a weight fit the 16 bits in which processors without VNNI add them."""
 
 SPIKING = (LeanIF, LeanLIF, LeanPLIF)
 """Neurons whose output is 0 or 1."""
@@ -72,7 +76,7 @@ def use_bytes(network: Network) -> int:
 class ByteConv2d(nn.Module):
     """A convolution of bytes with int8 weights: whole numbers inside, bfloat16 out.
 
-    Where oneDNN has no such kernel (another device, or none at all) the same whole numbers are convolved in bfloat16.
+    On other devices, and where it is compiled, the same whole numbers are convolved in float32.
 
     Args:
         layer: In float32, padded with zeros.
@@ -95,29 +99,24 @@ class ByteConv2d(nn.Module):
         self.register_buffer("scale", scale / divisor)
         self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().float())
         self.register_buffer("zero_points", torch.zeros(len(weight), dtype=torch.int32))
-        self._packed: Tensor | None = None
-        self._made_of: tuple[int, ...] | None = None
+        self._packed = Packed()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map bytes `[N, C, H, W]` to bfloat16."""
         stride, padding, dilation, groups = self.geometry
-        if x.device.type != "cpu" or x.numel() == 0 or not has_kernels() or torch.compiler.is_compiling():
+        scale, bias = self.scale.float(), None if self.bias is None else self.bias.float()  # the network may be cast
+        if torch.compiler.is_compiling() or x.device.type != "cpu" or x.numel() == 0 or not has_kernels():
             y = nn.functional.conv2d(x.float(), self.weight.float(), None, stride, padding, dilation, groups)
-            y = y * self.scale.view(-1, 1, 1) + (0 if self.bias is None else self.bias.view(-1, 1, 1))
+            y = y * scale.view(-1, 1, 1) + (0 if bias is None else bias.view(-1, 1, 1))
             return y.to(torch.bfloat16)
-        present = (self.weight.data_ptr(), self.weight._version, self.scale.data_ptr(), self.scale._version)
-        if self._made_of != present:  # at first, and after weights were loaded
-            self._made_of = present
-            self._packed = torch.ops.onednn.qconv_prepack(self.weight, self.scale, 1.0, 0, *self.geometry, None)
+        packed = self._packed(
+            self.weight, lambda: torch.ops.onednn.qconv_prepack(self.weight, scale, 1.0, 0, *self.geometry, None)
+        )
         found: Tensor = torch.ops.onednn.qconv_pointwise(
-            *(x, 1.0, 0, self._packed, self.scale, self.zero_points, self.bias, *self.geometry),
+            *(x, 1.0, 0, packed, scale, self.zero_points, bias, *self.geometry),
             *(1.0, 0, torch.bfloat16, "none", [None], ""),
         )
         return found
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the packed copy, which cannot be copied."""
-        return {**vars(self), "_packed": None, "_made_of": None}
 
     def extra_repr(self) -> str:
         """Sizes, as printed."""
@@ -126,24 +125,47 @@ class ByteConv2d(nn.Module):
         return f"{inputs * groups}, {outputs}, {kernel}, {stride=}, {padding=}, {dilation=}, {groups=}"
 
 
-class SumPool2d(nn.Module):
-    """Average-pooling of bytes, times the size of its windows: bytes again."""
+class BytePool2d(nn.Module):
+    """Pooling of bytes to bytes: the largest of each window, or their sum, the average times the size of the window.
 
-    def __init__(self, pool: nn.AvgPool2d) -> None:
+    Shifted images are added or compared: what torch does on bytes is slow, and fails on images of 128 pixels and more.
+    """
+
+    def __init__(self, pool: nn.MaxPool2d | nn.AvgPool2d) -> None:
         super().__init__()
-        self.window, self.stride = _pair(pool.kernel_size), _pair(pool.stride)
+        self.sums = isinstance(pool, nn.AvgPool2d)
+        self.window, self.stride, self.padding = map(_pair, (pool.kernel_size, pool.stride, pool.padding))
+        self.dilation = _pair(1 if isinstance(pool, nn.AvgPool2d) else pool.dilation)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map `[N, C, H, W]` to the sums of windows."""
+        """Map `[N, C, H, W]` to what the windows give."""
         (rows, columns), (down, right) = self.window, self.stride
-        down_to, right_to = x.shape[2] - rows + 1, x.shape[3] - columns + 1
-        total: Tensor | None = None
-        for row in range(rows):
-            for column in range(columns):
-                part = x[:, :, row : row + down_to : down, column : column + right_to : right]
-                total = part.clone() if total is None else total.add_(part)
-        assert total is not None
-        return total
+        if self.padding != (0, 0):
+            x = nn.functional.pad(x, (self.padding[1],) * 2 + (self.padding[0],) * 2)  # 0 is never the larger
+        reach = [(count - 1) * apart for count, apart in zip(self.window, self.dilation, strict=True)]
+        height, width = x.shape[2] - reach[0], x.shape[3] - reach[1]
+        if height < 1 or width < 1:
+            raise ValueError(
+                f"an image of {list(x.shape[2:])} pixels, padding included, is smaller than the {rows}x{columns} "
+                "window that pools it. Pass larger images."
+            )
+        found: Tensor | None = None
+        for row in range(0, reach[0] + 1, self.dilation[0]):
+            for column in range(0, reach[1] + 1, self.dilation[1]):
+                part = x[:, :, row : row + height : down, column : column + width : right]
+                if found is None:
+                    found = part.clone()
+                elif self.sums:
+                    found += part
+                else:
+                    torch.maximum(found, part, out=found)
+        assert found is not None
+        return found
+
+    def extra_repr(self) -> str:
+        """Settings, as printed."""
+        settings = ("sums", "window", "stride", "padding", "dilation")
+        return ", ".join(f"{name}={getattr(self, name)}" for name in settings)
 
 
 class Numbers(nn.Module):
@@ -159,9 +181,14 @@ class Numbers(nn.Module):
         return y if self.divisor == 1 else y / self.divisor
 
 
+@functools.cache
 def has_kernels() -> bool:
-    """Whether this build of torch convolves bytes with int8 weights."""
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.onednn, "qconv_pointwise")
+    """Whether this CPU and this build of torch have fast convolutions of bytes with int8 weights."""
+    return (
+        torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.onednn, "qconv_pointwise")
+        and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # AVX-512: on less, oneDNN takes forty times as long
+    )
 
 
 def _through(parts: Iterable[nn.Module], came: Bytes | None) -> tuple[list[nn.Module], Bytes | None]:
@@ -186,7 +213,7 @@ def _takes_bytes(part: nn.Module, came: Bytes) -> bool:
         plain = _pair(part.padding) == (0, 0) and not part.ceil_mode and part.divisor_override is None
         return plain and came.most * math.prod(_pair(part.kernel_size)) <= LARGEST_BYTE
     if type(part) is nn.MaxPool2d:
-        return not part.return_indices
+        return not part.return_indices and not part.ceil_mode
     return type(part) in (*CONTAINERS, *KEEPING)
 
 
@@ -213,9 +240,11 @@ def _ready(part: nn.Module, came: Bytes | None) -> tuple[nn.Module, Bytes | None
         return part, None
     if isinstance(part, nn.Conv2d):
         return ByteConv2d(part, came.divisor), None
+    if isinstance(part, nn.MaxPool2d):
+        return BytePool2d(part), came
     if isinstance(part, nn.AvgPool2d):
         size = math.prod(_pair(part.kernel_size))
-        return SumPool2d(part), Bytes(came.divisor * size, came.most * size)
+        return BytePool2d(part), Bytes(came.divisor * size, came.most * size)
     return part, came
 
 
@@ -244,7 +273,12 @@ def _through_block(block: nn.Module, came: Bytes | None) -> tuple[Block, Bytes |
 
 def _as_numbers(block: Block, leaves: Bytes | None) -> Block:
     """The block, with ordinary numbers as its output."""
-    return block if leaves is None else Chain(block, Numbers(leaves.divisor))
+    if leaves is None:
+        return block
+    if type(block) is not Chain or is_hooked(block):
+        return Chain(block, Numbers(leaves.divisor))
+    block.layers.append(Numbers(leaves.divisor))  # so that paths stay as they were
+    return block
 
 
 def _pair(size: int | tuple[int, ...]) -> tuple[int, int]:

@@ -18,8 +18,9 @@ from ranvier.conversion.fold_batchnorm import absorb, scale_and_shift
 from ranvier.conversion.spiking import GraphSNN
 from ranvier.conversion.vocabulary import LAYERS, ChannelAffine
 from ranvier.evaluation.mode import device_of, evaluating
-from ranvier.export.byte_spikes import use_bytes
+from ranvier.export.byte_spikes import ByteConv2d, has_kernels, use_bytes
 from ranvier.export.lean_neurons import make_lean
+from ranvier.export.packing import Packed
 from ranvier.kernels.dispatch import Choice, Implementation, choose, compile_whole
 from ranvier.models import Network, SpikingNetwork
 from ranvier.nn import BatchNorm, Carry, Neuron, ProxyActivation, ProxyNorm, TimeFolded, fold_time, unfold_time
@@ -57,9 +58,9 @@ def to_inference(
     bfloat16 would often tie.
 
     At `int8` convolutions that get spikes (of `IF`, `LIF`, `PLIF`) have weights of 8 bits, with a scale for each output
-    channel, and spikes are bytes: see `ranvier.export.byte_spikes`. Everything else is as at `bfloat16`. Weights take a
-    quarter of the memory, and whole calls about half the time on a CPU with VNNI; only the weights are rounded, but
-    measure what that costs: `agreement(model, fast, images)`.
+    channel, and spikes are bytes: see `ranvier.export.byte_spikes`. Everything else is as at `bfloat16`. In files these
+    weights take a quarter of what float32 takes. Nothing but weights is rounded beyond bfloat16; measure what that
+    costs: `agreement(model, fast, images)`.
 
     On a CPU, `auto` runs layer by layer: weights of convolutions are packed once for the instructions of the machine,
     which a compiled network does in every call. SEW-ResNet-18 at batch 1 takes half as long again when compiled, and
@@ -92,7 +93,11 @@ def to_inference(
     torch.Size([1, 5, 3])
     """
     check_choice("precision", precision, tuple(DTYPES))
-    network = _network_of(model)
+    with torch.inference_mode(False), torch.no_grad():  # tensors made in inference mode could not be used outside of it
+        return _to_inference(_network_of(model), precision, implementation)
+
+
+def _to_inference(network: SpikingNetwork, precision: Precision, implementation: Implementation) -> "InferenceNetwork":
     device = device_of(network)
     choice = _chosen(implementation, device)
     network = fixed_copy(network).eval().requires_grad_(False).float()
@@ -156,7 +161,12 @@ class InferenceNetwork(SpikingNetwork):
 
     def extra_repr(self) -> str:
         """Settings, as printed."""
-        return f"precision={self.precision}, {self.choice.implementation}"
+        few = sum(isinstance(part, ByteConv2d) for part in self.modules())
+        return f"precision={self.precision}, {self.choice.implementation}" + f", {few} convolutions of int8" * (few > 0)
+
+    def train(self, mode: bool = True) -> "InferenceNetwork":
+        """Stay in evaluation, whatever is asked: there is nothing to train."""
+        return super().train(False)
 
 
 @dataclass(frozen=True)
@@ -239,42 +249,35 @@ class _Cast(nn.Module):
     def __init__(self, layer: nn.Conv1d | nn.Conv2d | nn.Linear) -> None:
         super().__init__()
         self.layer = layer
-        self.dtype = layer.weight.dtype
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.layer(x.to(self.dtype))
+        y: Tensor = self.layer(x.to(self.layer.weight.dtype))
         return y
 
 
 class _Prepacked(nn.Module):
     """A convolution on a CPU whose weights were brought once into the order that its kernel reads.
 
-    Called directly, the kernel brings them into that order in every call. The packed copy is made at the first call; it
-    cannot be copied or pickled, so that copies make their own. On another device the layer itself runs.
+    Called directly, the kernel brings them into that order in every call. On another device the layer itself runs.
     """
 
     def __init__(self, layer: nn.Conv2d) -> None:
         super().__init__()
         self.layer = layer
-        self._weight: Tensor | None = None
-        self._made_of: tuple[int, int, torch.dtype] | None = None
+        self._packed = Packed()
 
     def forward(self, x: Tensor) -> Tensor:
         layer = self.layer
         x = x.to(layer.weight.dtype)
         known = layer.weight.dtype in DTYPES.values()
-        if x.device.type != "cpu" or x.numel() == 0 or not known or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or x.device.type != "cpu" or x.numel() == 0 or not known:
             y: Tensor = layer(x)
             return y
         settings: Any = (layer.padding, layer.stride, layer.dilation, layer.groups)
-        present = layer.weight.data_ptr(), layer.weight._version, layer.weight.dtype
-        if self._made_of != present:  # at first, and after the weights were loaded or cast
-            self._made_of = present
-            self._weight = torch._C._nn.mkldnn_reorder_conv2d_weight(layer.weight.to_mkldnn(), *settings)
-        return torch.ops.mkldnn._convolution_pointwise(x, self._weight, layer.bias, *settings, "none", [], "")
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_weight": None, "_made_of": None}
+        weight = self._packed(
+            layer.weight, lambda: torch._C._nn.mkldnn_reorder_conv2d_weight(layer.weight.to_mkldnn(), *settings)
+        )
+        return torch.ops.mkldnn._convolution_pointwise(x, weight, layer.bias, *settings, "none", [], "")
 
 
 def _network_of(model: nn.Module) -> SpikingNetwork:
@@ -315,8 +318,13 @@ def _use_bytes(network: SpikingNetwork, choice: Choice) -> None:
         )
     if not isinstance(network, Network):
         raise TypeError(
-            f'precision="int8" is for networks of ranvier.models, whose spikes are 0 or 1, but the network is a '
-            f'{type(network).__name__}, whose spikes carry thresholds. Pass precision="bfloat16".'
+            f'precision="int8" is for networks of ranvier.models, but this one is a {type(network).__name__}: what '
+            'converts networks leaves graphs, and mostly spikes that carry thresholds. Pass precision="bfloat16".'
+        )
+    if device_of(network).type == "cpu" and not has_kernels():
+        raise RuntimeError(
+            'precision="int8" needs a CPU with AVX-512 and a torch with oneDNN, which has kernels for it there. '
+            'Pass precision="bfloat16" or "float32".'
         )
     if use_bytes(network) == 0:
         raise ValueError(

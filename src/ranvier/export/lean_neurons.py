@@ -1,6 +1,6 @@
 """Neurons of networks that only run: the same spikes and states, with less work around the kernel of each call."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from torch import Tensor
 from ranvier import dynamics
 from ranvier.dynamics import NeuronState
 from ranvier.dynamics.scan import check_scan
-from ranvier.kernels.fused_scan import DTYPES, Kind, nobody_watches
+from ranvier.kernels.fused_scan import DTYPES, Kind, nobody_watches, unfit
 from ranvier.kernels.native_scan import PreparedScan
 from ranvier.nn import IF, LIF, LIFB, PLIF, Neuron
 
@@ -18,30 +18,52 @@ class Lean(Neuron):
 
     Attributes:
         sends_bytes: Whether spikes, 0 or 1, leave as uint8.
-        is_native: Whether it runs the kernels for CPUs, prepared; else it runs as it was made.
+        is_native: Whether it runs the kernels for CPUs, prepared, where they fit; else it runs as it was made.
     """
 
     sends_bytes: bool = False
     is_native: bool = False
-    _prepared: PreparedScan | None = None
+    _prepared: "_Prepared | None" = None
 
     def forward(self, current: Tensor, state: Any = None, *, return_state: bool = False) -> Any:
         """Spikes `[T, B, ...]`, with `return_state` also the state, as those of the neuron that it was."""
-        v = None if state is None else state.v
-        fits = self.is_native and current.device.type == "cpu" and current.dtype in DTYPES["native"]
-        if fits and nobody_watches(current, v) and (v is None or v.dtype == torch.float32):
+        run = self._run(current, state)
+        if run is not None:
             check_scan(current, state)
-            if self._prepared is None:
-                self._prepared = PreparedScan(Kind.of(STEPS[type(self)], self.params), self.sends_bytes)
-            spikes, end = self._prepared(current, v, *self.learned())
+            spikes, end = run(current, None if state is None else state.v, *self.learned())
             return (spikes, NeuronState(end)) if return_state else spikes
         spikes, after = self.scan(current, state)
         spikes = as_bytes(spikes) if self.sends_bytes else spikes
         return (spikes, after) if return_state else spikes
 
+    def _run(self, current: Tensor, state: Any) -> PreparedScan | None:
+        """The prepared kernel; None where this call wants another."""
+        v = None if state is None else state.v
+        if not self.is_native or not nobody_watches(current, v) or current.device.type != "cpu":
+            return None
+        if current.dtype not in DTYPES["native"] or (v is not None and v.dtype != torch.float32):
+            return None
+        known = self._prepared
+        if known is None or known.params is not self.params or known.sends_bytes != self.sends_bytes:
+            step = STEPS[type(self)]
+            fits = unfit("native", step, current, state, self.params, list(self.parameters())) is None
+            scan = PreparedScan(Kind.of(step, self.params), self.sends_bytes) if fits else None
+            known = self._prepared = _Prepared(self.params, self.sends_bytes, scan)
+        return known.scan if self.takes(current) else None
+
+    def takes(self, current: Tensor) -> bool:
+        """Whether the kernel may run on a current of this shape."""
+        return True
+
     def learned(self) -> tuple[Tensor | None, Tensor | None]:
         """Leak and excess of a burst, where the neuron has learned them; else None."""
         return None, None
+
+
+class _Prepared(NamedTuple):
+    params: Any
+    sends_bytes: bool
+    scan: PreparedScan | None
 
 
 class LeanIF(Lean, IF):
@@ -62,6 +84,10 @@ class LeanPLIF(Lean, PLIF):
 
 class LeanLIFB(Lean, LIFB):
     """`LIFB` that only runs."""
+
+    def takes(self, current: Tensor) -> bool:
+        """Whether it has as many channels as there are burst strengths."""
+        return current.ndim >= 3 and current.shape[2] == len(self.strength)
 
     def learned(self) -> tuple[Tensor | None, Tensor | None]:
         """What a burst sends beyond a spike."""

@@ -59,6 +59,9 @@ UNROLLED = 32
 ALONE = 2**15
 """Values below which a second thread costs more than it saves."""
 
+MOST_PLANS = 64
+"""Shapes that a prepared scan remembers; with more of them they are forgotten, and worked out again."""
+
 
 class _Work(ctypes.Structure):
     """What both functions are given: `Work` in the source."""
@@ -86,7 +89,7 @@ def _work(job: Job, gain: Tensor | None) -> _Work:
     """What the functions are given; `gain` is that of each column, see `_gain`."""
     current, kind = job.current, job.kind
     steps, numel = len(current), current[0].numel()
-    return _Work(
+    work = _Work(
         current.data_ptr(),
         _address(job.state),
         _address(gain),
@@ -96,13 +99,19 @@ def _work(job: Job, gain: Tensor | None) -> _Work:
         job.view.columns,
         job.view.inner,
         CHUNKS,
-        1 if steps * numel < ALONE else torch.get_num_threads(),
+        1,
         numel % LINE == 0 and steps * numel * current.element_size() >= PAST_CACHES,
         kind.charge[1] if job.rate is None else job.rate.item(),
         kind.v_threshold,
         kind.v_burst,
         kind.surrogate_number,
     )
+    work.threads = _threads(work)
+    return work
+
+
+def _threads(work: _Work) -> int:
+    return 1 if work.steps * work.numel < ALONE else torch.get_num_threads()
 
 
 def _gain(excess: Tensor, columns: int) -> Tensor:
@@ -167,11 +176,11 @@ class PreparedScan:
         end = current.new_empty_strided(plan.end_shape, plan.end_strides, dtype=torch.float32)
         work = _Work.from_buffer_copy(plan.work)  # another thread may be about to run the same
         work.current, work.state = current.data_ptr(), None if v is None else v.data_ptr()
-        if work.threads > 1:
-            work.threads = torch.get_num_threads()
+        work.threads = _threads(work)
         if rate is not None:
             work.leak = rate.item()
         gain = None if excess is None else _gain(excess, plan.columns)
+        _ask_for_huge_pages(spikes)
         work.gain = _address(gain)
         plan.run(ctypes.byref(work), spikes.data_ptr(), end.data_ptr())
         return spikes, end
@@ -186,6 +195,8 @@ class PreparedScan:
             work = _work(Job(self.kind, view, current, None, rate, excess), None)
             run = _library_of(self.kind, current.dtype, len(current), self.sends_bytes).forward
             key = (current.shape, current.stride(), current.dtype)
+            if len(self._plans) >= MOST_PLANS:
+                self._plans = {}
             self._plans[key] = _Plan(work, run, view.columns, spikes.stride(), spikes.dtype, end.shape, end.stride())
         return spikes, end
 
