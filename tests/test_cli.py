@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from ranvier import recipes
-from ranvier.cli import main
+from ranvier.cli import COMMANDS, main
 
 
 def call(*arguments: str) -> None:
@@ -228,7 +228,13 @@ def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
         call(*command, "--help")
     assert exit_.value.code == 0
-    assert "usage: ranvier" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "usage: ranvier" in shown
+    examples = [line.strip() for line in (COMMANDS[command[0]].__doc__ or "").splitlines()] if command else []
+    examples = [line for line in examples if line.startswith("ranvier ")]
+    if len(command) == 1:
+        assert all(f"  {line}\n" in shown for line in examples)
+        assert examples or command[0] in ("demo", "info")
 
 
 def test_a_second_run_needs_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,7 +40,7 @@ def train(
     Leaves results.json, model.safetensors, metrics.jsonl and the checkpoint in the output folder, and prints the
     accuracy at every time step last.
 
-    Examples:
+    For example:
       ranvier train digits
       ranvier train fashion-mnist --data PATH_OR_HUB_ID --method etc --neuron lifb --steps 4
       ranvier train fashion-mnist --data PATH --out runs/a --resume
@@ -71,7 +71,7 @@ def train_ann(
 
     Leaves results.json, model.safetensors, metrics.jsonl and the checkpoint in the output folder.
 
-    Examples:
+    For example:
       ranvier train-ann digits
       ranvier train-ann cifar10 --data PATH_OR_HUB_ID --activation qcfs --levels 8
       ranvier train-ann fashion-mnist --data PATH --model resnet20 --activation relu --out runs/ann
@@ -107,7 +107,7 @@ def convert(
     Leaves model.safetensors (for ranvier evaluate), results.json and errors.png in the output folder, and prints what
     was chosen, what was lost in which layer, and the test accuracy at every time step last.
 
-    Examples:
+    For example:
       ranvier convert runs/cifar10-resnet20-qcfs8-seed0 --steps 8
       ranvier convert runs/cifar10-resnet20-qcfs8-seed0 --steps 4 --threshold auto --bias auto --data PATH
       ranvier convert runs/cifar10-resnet20-relu-seed0 --steps 4 --signed --refit
@@ -118,7 +118,8 @@ def convert(
         steps: Time steps T.
         data: Data set to use instead of the one on the card.
         weights: Safetensors file with the parameters of what the factory builds.
-        threshold: Where neurons fire; auto tries those that the network can have.
+        threshold: Where neurons fire; auto tries percentile, mmse, and max (qcfs where
+            ceilings were learned).
         bias: Correction of the neurons; auto tries none, light and ftbc.
         signed: Let neurons that fired too often take spikes back: far more accurate from T = 2 on, if the hardware can
             send negative spikes.
@@ -130,7 +131,7 @@ def convert(
         std: Standard deviation, likewise.
         settings: Fine print.
         device: cpu or cuda.
-        out: Output folder; by default runs/ANN-threshold-bias-STEPS.
+        out: Output folder; by default runs/ANN-THRESHOLD-BIAS-TSTEPS, with -signed and -refit where they are.
     """
     name = ann.rpartition(":")[2] if ":" in ann else Path(ann).resolve().name
     options = "-signed" * signed + "-refit" * refit
@@ -169,7 +170,7 @@ def finetune(
 
     With --hold-out N the ANN must have been trained with --hold-out N: only those images are new to the network.
 
-    Examples:
+    For example:
       ranvier finetune runs/cifar10-resnet20-qcfs8-seed0-mmse-ftbc-T4 --steps 4
       ranvier finetune runs/a-snn --steps 2 --epochs 5 --method proxy --lr 1e-4 --data PATH
 
@@ -201,10 +202,10 @@ def evaluate(
     sure is chosen on images that the recipe held out, or else on training images. The network is surer of those and
     more often right than on new ones, so that more or less than --max-loss may be lost.
 
-    Examples:
+    For example:
       ranvier evaluate runs/fashion-mnist-conv4-etc-lif-T4-seed0
       ranvier evaluate model.safetensors --data PATH --steps 8 --out evaluation.json
-      ranvier evaluate runs/cifar10-sew_resnet18-etc-lif-T4-seed0 --early-exit --max-loss 0.002
+      ranvier evaluate runs/cifar10-sew-resnet18-etc-lif-T4-seed0 --early-exit --max-loss 0.002
 
     Args:
         checkpoint: Folder of a run, or its model.safetensors or checkpoint.safetensors.
@@ -251,7 +252,7 @@ def export(
     Burst neurons are decoupled for NIR first. What NIR cannot say is named, and written as metadata that ranvier reads.
     The receipt is also left beside the file, as FILE.receipt.json.
 
-    Examples:
+    For example:
       ranvier export runs/digits-mlp-etc-lifb-T4-seed0 --format nir --dt 1e-3
       ranvier export runs/digits-mlp-etc-lifb-T4-seed0 --format onnx --steps 2
       ranvier export model.safetensors --format onnx --streaming --out one_step.onnx
@@ -298,7 +299,7 @@ def energy(
     Counted is the network as hardware runs it: normalisation folded, bursts decoupled, an accumulate for every output
     that a spike reaches. The assumptions are printed below the table.
 
-    Examples:
+    For example:
       ranvier energy runs/digits-mlp-etc-lifb-T4-seed0
       ranvier energy model.safetensors --data PATH --costs 45nm-int8 --out energy.json
       ranvier energy model.safetensors --multiply-accumulate 1e-12 --accumulate 2e-13
@@ -335,7 +336,7 @@ def show(
 ) -> None:
     """Draw a recording of an event camera, or what a spiking network sees and sends for one test image.
 
-    Examples:
+    For example:
       ranvier show PATH/Train/0/00002.bin
       ranvier show recording.aedat --steps 20 --out pictures
       ranvier show runs/simulated-digits-dvs-conv4-etc-lif-T10-seed0 --index 3

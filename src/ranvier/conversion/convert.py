@@ -42,7 +42,7 @@ def convert(
         ann: A module that maps images `[B, ...]` to logits `[B, K]` and is made of convolutions, linear layers, ReLU
             and the like, see `trace`; or a network of `ranvier.models` built with activations.
         calibration: Images of the training set, prepared as for training: a tensor, or batches with or without labels.
-            A thousand are plenty.
+            600 are fitted on; the more there are beyond, the better the choice.
         steps: T, for which the network is calibrated.
         threshold: `max`, `percentile`, `mmse`, `balance`, `qcfs` (learned ceilings), or `auto`: see `thresholds`.
         bias: `none`, `light` (constant), `potential` (initial potentials), `ftbc` (one per step), or `auto`.

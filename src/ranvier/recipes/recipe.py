@@ -290,7 +290,10 @@ class EventRecipe(Recipe):
 
     steps: int = 10
     """Time steps T, and frames of a recording."""
+    data: str = ""
+    """Folder of the recordings; empty for the folder that downloads go to."""
     augmentation: FrameAugmentation = field(default_factory=FrameAugmentation)  # type: ignore[assignment]
+    """Random roll, crop, flip and event drop, the same for all frames of a recording."""
     events: EventSettings = field(default_factory=EventSettings)
 
     @property
@@ -314,6 +317,8 @@ class SimulatedEventRecipe(EventRecipe):
     `data` is the image set that the simulated camera looks at.
     """
 
+    data: str = "digits"
+    """Images that the camera looks at: folder, hub id or `digits`."""
     saccades: SaccadeSettings = field(default_factory=SaccadeSettings)
 
 

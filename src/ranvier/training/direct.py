@@ -19,10 +19,10 @@ Forward = Callable[[Tensor, int | None], Tensor]
 class DirectLoss:
     """What direct training minimises. Labels are class indices `[B]` or probabilities `[B, K]`, as of mixed recordings.
 
-    direct:  CE(mean logits)
-    etc:     CE(mean logits) + consistency_weight * temporal_consistency
-    tet:     (1 - tet_weight) mean_t CE(logits[t]) + tet_weight MSE(logits, 1)
-    proxy:   none of these: a recipe takes `ranvier.training.ProxyLoss`
+    - direct: CE(mean logits)
+    - etc: CE(mean logits) + consistency_weight * temporal_consistency
+    - tet: (1 - tet_weight) mean_t CE(logits[t]) + tet_weight MSE(logits, 1)
+    - proxy: none of these; a recipe takes `ranvier.training.ProxyLoss`
     """
 
     method: Method = "etc"

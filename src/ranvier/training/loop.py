@@ -77,11 +77,9 @@ class Execution:
     precision: Precision = "bfloat16"
     """Precision of convolutions and linear layers (autocast); potentials, losses and parameters stay in float32."""
     implementation: Implementation = "auto"
-    """`compiled`: the whole model through torch.compile. `reference`, `native` and `triton`: eager. `auto`: compiled
-    where that can run, but eager with memory=low, since a compiled network computes no normalisation again."""
+    """compiled: whole, by torch.compile; reference, native, triton: eager; auto: compiled, with low memory eager."""
     memory: Memory = "default"
-    """`low`: convolutions keep the spikes that they are given as bits, and sums of spikes as bytes, until backward
-    needs them, and normalisations are computed again. Weights come out as those of an eager training, bit for bit."""
+    """low: spikes are kept as bits until backward needs them, and normalisations are computed again; same weights."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes a GPU if there is one."""
     checkpoint_seconds: float = 60.0
