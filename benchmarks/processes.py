@@ -46,7 +46,7 @@ from ranvier import models, provenance
 from ranvier.atomic import write_json
 from ranvier.data import Batches, ImageSet, Normalization
 from ranvier.recipes import fashion_mnist, load_data
-from ranvier.training import DirectLoss, Execution, Optimization, fit, start_processes
+from ranvier.training import DirectLoss, Execution, Optimization, end_processes, fit, start_processes
 from ranvier.weights import load_tensors, save_tensors
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {
@@ -181,7 +181,7 @@ def child(given: dict[str, Any]) -> None:
             "loopback": None if before is None or after is None else (after - before) / given["updates"],
         }
         write_json(folder / "measured.json", measured)
-    accelerator.end_training()
+    end_processes(accelerator)
 
 
 def train(given: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -63,7 +63,7 @@ import torch
 
 from ranvier.data import Batches, ImageSet
 from ranvier.models import mlp, vgg
-from ranvier.training import DirectLoss, Execution, Optimization, fit, start_processes
+from ranvier.training import DirectLoss, Execution, Optimization, end_processes, fit, start_processes
 from ranvier.weights import save
 
 
@@ -108,7 +108,7 @@ fit(
     quiet=True,
 )
 save(model, out / f"model-{accelerator.process_index}.safetensors")
-accelerator.end_training()
+end_processes(accelerator)
 """
 """Twelve updates in float32; or fewer, as of a run that is ended from outside."""
 

@@ -29,7 +29,7 @@ from ranvier.recipes.trained import (
     load_trained,
     sample,
 )
-from ranvier.training import CHECKPOINT, Progress, autocast, fit, start_processes
+from ranvier.training import CHECKPOINT, Progress, autocast, end_processes, fit, start_processes
 from ranvier.weights import save
 
 __all__ = ["MODEL", "RESULTS", "InputFormat", "Result", "Trained", "load_data", "load_trained", "run", "sample"]
@@ -167,6 +167,7 @@ def run(
         scored_on="held-out" if recipe.hold_out else "test",
     )
     if finished:
+        end_processes(accelerator)
         return Result.load(out / RESULTS)
     activity = None
     if not isinstance(recipe, AnnRecipe):
@@ -180,7 +181,7 @@ def run(
         else:
             save(model, out / MODEL, card)
         result.save(out / RESULTS)
-    accelerator.end_training()
+    end_processes(accelerator)
     return result
 
 

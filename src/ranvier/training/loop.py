@@ -111,6 +111,12 @@ def start_processes(execution: Execution) -> "Accelerator":
     return Accelerator(cpu=execution.device == "cpu", mixed_precision="no")
 
 
+def end_processes(accelerator: "Accelerator") -> None:
+    """Leave together: a process that goes while another still talks to it is aborted, now and then."""
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+
 def fit(
     model: nn.Module,
     loss: Loss,
