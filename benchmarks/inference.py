@@ -121,7 +121,7 @@ def ours(precision: Any, implementation: Any) -> Callable[[Setting], Contender]:
         model, images = network().to(setting.device), images_of(setting)
         try:
             fast = to_inference(model, precision=precision, implementation=implementation)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:  # what cannot run on this device
             raise MissingError(str(error)) from None
         return Contender(
             lambda: fast(images, setting.steps), model(images, setting.steps), EXACT, lambda: steps_of(fast, images)

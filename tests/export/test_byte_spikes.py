@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ranvier import models
-from ranvier.export import agreement, byte_spikes, to_inference
+from ranvier.export import agreement, byte_spikes, inference, to_inference
 from ranvier.export.byte_spikes import (
     ByteConv2d,
     BytePool2d,
@@ -43,6 +43,12 @@ def _no_gradients() -> Iterator[None]:
     torch.manual_seed(0)
     with torch.no_grad():
         yield
+
+
+@pytest.fixture(autouse=True)
+def _any_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there are no kernels, to_inference refuses; the same whole numbers then take the way of other devices."""
+    monkeypatch.setattr(inference, "has_kernels", lambda: True)
 
 
 def bytes_of(*shape: int, below: int = 9) -> Tensor:
@@ -94,7 +100,7 @@ def test_rounding_by_hand() -> None:
 @pytest.mark.parametrize("kernels", [True, False])
 def test_convolutions_of_all_kinds(name: str, kernels: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if kernels and not has_kernels():
-        pytest.skip("this build of torch has no int8 convolution")
+        pytest.skip("needs a CPU with AVX-512 and a torch with oneDNN; the other case runs everywhere")
     monkeypatch.setattr(byte_spikes, "has_kernels", lambda: kernels)
     layer = LAYERS[name]()
     found = ByteConv2d(layer)
@@ -429,6 +435,12 @@ def test_weights_take_a_quarter() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------- refusals
+
+
+def test_refuses_a_processor_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference, "has_kernels", lambda: False)
+    with pytest.raises(RuntimeError, match="needs a CPU with AVX-512"):
+        to_inference(models.sew_resnet18(3, 1), precision="int8")
 
 
 def test_refusals() -> None:

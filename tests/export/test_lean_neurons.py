@@ -92,6 +92,15 @@ def test_a_state_of_another_precision() -> None:
 
 
 @NATIVE
+def test_a_state_on_another_device_is_refused() -> None:
+    _, lean = pair("lif")
+    x = currents(2, 3, 4, 6)
+    lean(x)
+    with pytest.raises((RuntimeError, ValueError, NotImplementedError), match="device|meta|Meta"):
+        lean(x, NeuronState(torch.zeros(3, 4, 6, device="meta"))).sum().item()
+
+
+@NATIVE
 def test_numbers_that_change_between_calls() -> None:
     _, lean = pair("lif")
     x = currents(2, 3, 4, 6)

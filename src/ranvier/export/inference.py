@@ -80,7 +80,7 @@ def to_inference(
         A network that is called as `model` is, also to stream, and gives logits of float32.
 
     Raises:
-        RuntimeError: The implementation that was asked for cannot run here; the message says why.
+        RuntimeError: The implementation that was asked for, or int8, cannot run here; the message says why.
         TypeError: `model` is no such network, or has parameters of layers that have no bfloat16 form here; at int8,
             spikes that carry thresholds.
         ValueError: Unknown precision or implementation, or a network that is in analog mode; at int8, compiled, layers

@@ -41,7 +41,9 @@ class Lean(Neuron):
         v = None if state is None else state.v
         if not self.is_native or not nobody_watches(current, v) or current.device.type != "cpu":
             return None
-        if current.dtype not in DTYPES["native"] or (v is not None and v.dtype != torch.float32):
+        if current.dtype not in DTYPES["native"]:
+            return None
+        if v is not None and (v.dtype != torch.float32 or v.device != current.device):
             return None
         known = self._prepared
         if known is None or known.params is not self.params or known.sends_bytes != self.sends_bytes:
