@@ -27,7 +27,9 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], card: Mapping[
     Raises:
         OSError: The file could not be written; an older one is untouched.
     """
-    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    # One copy of each, laid out anew where the tensor is: safetensors takes no memory that tensors share.
+    whole: dict[str, Any] = {"copy": True, "memory_format": torch.contiguous_format}
+    plain = {name: tensor.detach().to("cpu", **whole) for name, tensor in tensors.items()}
     with replacing(path) as temporary:
         try:
             save_file(plain, temporary, metadata={CARD: json.dumps(dict(card))})

@@ -1,6 +1,7 @@
 import json
 import math
 from collections import defaultdict
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ranvier.data import (
     ImageSet,
@@ -325,6 +327,22 @@ def test_a_gpu_gives_what_a_cpu_gives() -> None:
     images = _random(9, 3)
     results = [simulate(images.to(device), NOISY, seeds=range(9)) for device in ("cpu", "cuda")]
     assert all(map(np.array_equal, *results))
+
+
+def test_tensors_are_divided_by_tensors() -> None:
+    """By a plain number a GPU would divide as it multiplies with the inverse, which can differ in the last bit."""
+    divisors = []
+
+    class Watched(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if function.overloadpacket in (torch.ops.aten.div, torch.ops.aten.div_):
+                divisors.append(args[1])
+            return function(*args, **(kwargs or {}))
+
+    with Watched():
+        simulate(_random(3, 3), NOISY, seeds=range(3))
+    assert len(divisors) > 10
+    assert all(isinstance(divisor, Tensor) for divisor in divisors)
 
 
 @pytest.mark.parametrize(

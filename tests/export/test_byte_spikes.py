@@ -15,6 +15,7 @@ from ranvier.export import agreement, byte_spikes, inference, to_inference
 from ranvier.export.byte_spikes import (
     ByteConv2d,
     BytePool2d,
+    Bytes,
     Numbers,
     has_kernels,
     use_bytes,
@@ -22,8 +23,6 @@ from ranvier.export.byte_spikes import (
 from ranvier.export.lean_neurons import Lean, make_lean
 from ranvier.nn import IF, LIF, LIFB, PLIF, BatchNorm, Neuron, Readout, TimeFolded
 from ranvier.nn.structure import Activation, Chain, Concat, Residual, conv_norm
-
-from .networks import build
 
 STEPS = 3
 
@@ -93,7 +92,7 @@ def test_rounding_by_hand() -> None:
     assert found.scale.item() == pytest.approx(0.02)
     x = torch.tensor([3, 2], dtype=torch.uint8).view(1, 2, 1, 1)
     assert found(x).item() == pytest.approx(3 * 2.54 - 2 * 1.0 + 0.5, rel=2**-8)  # output rounded to 8 bits
-    assert ByteConv2d(layer, divisor=4)(x).item() == pytest.approx((3 * 2.54 - 2 * 1.0) / 4 + 0.5, rel=2**-8)
+    assert ByteConv2d(layer, Bytes(divisor=4))(x).item() == pytest.approx((3 * 2.54 - 2 * 1.0) / 4 + 0.5, rel=2**-8)
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -172,7 +171,8 @@ def test_images_smaller_than_the_window() -> None:
 
 def test_numbers() -> None:
     assert torch.equal(
-        Numbers(4)(torch.tensor([0, 3], dtype=torch.uint8)), torch.tensor([0, 0.75], dtype=torch.bfloat16)
+        Numbers(Bytes(divisor=4))(torch.tensor([0, 3], dtype=torch.uint8)),
+        torch.tensor([0, 0.75], dtype=torch.bfloat16),
     )
 
 
@@ -452,9 +452,6 @@ def test_refusals() -> None:
         to_inference(
             models.vgg((4, 4), num_classes=3, in_channels=1, image_size=4), precision="int8", implementation="compiled"
         )
-    model, _ = build("converted")
-    with pytest.raises(TypeError, match="ConvertedSNN: .* spikes that carry thresholds"):
-        to_inference(model, precision="int8")
     shared = conv_norm(8, 8)
     with pytest.raises(ValueError, match=r"layers\.1.* is used at two places"):
         to_inference(network(Activation(LIF(8)), shared, Activation(LIF(8)), shared), precision="int8")

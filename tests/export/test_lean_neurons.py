@@ -13,10 +13,10 @@ from torch import Tensor
 
 from ranvier import provenance
 from ranvier.dynamics import NeuronState
-from ranvier.export.lean_neurons import LEAN, Lean, as_bytes, make_lean
+from ranvier.export.lean_neurons import LEAN, Lean, LeanConvertedIF, as_bytes, make_lean
 from ranvier.kernels import native_scan
 from ranvier.kernels.native_scan import PreparedScan
-from ranvier.nn import IF, LIF, LIFB, PLIF, Neuron
+from ranvier.nn import IF, LIF, LIFB, PLIF, ConvertedIF, Neuron
 
 NEURONS: dict[str, Callable[[], Neuron]] = {
     "if": lambda: IF(reset="soft"),
@@ -83,6 +83,47 @@ def test_equals_the_neuron_call_after_call(name: str, sends_bytes: bool, calls: 
 
 
 @NATIVE
+@settings(max_examples=40, deadline=None)
+@given(
+    signed=st.booleans(),
+    binary=st.booleans(),
+    sends_bytes=st.booleans(),
+    each=st.booleans(),
+    calls=st.lists(CALL, min_size=1, max_size=5),
+)
+def test_converted_neurons_call_after_call(
+    signed: bool, binary: bool, sends_bytes: bool, each: bool, calls: list[tuple[Any, ...]]
+) -> None:
+    neuron = ConvertedIF(4, steps=9, shape=(4, 5) if each else None, signed=signed, binary=binary)
+    sends_bytes = sends_bytes and binary and not signed
+    neuron.threshold, neuron.bias = 0.5 + torch.rand(4), torch.randn(9, 4) / 4
+    neuron.v_init = torch.rand(neuron.v_init.shape)
+    lean = copy.deepcopy(neuron)
+    make_lean(lean, is_native=True)
+    assert isinstance(lean, LeanConvertedIF)
+    lean.sends_bytes = sends_bytes
+    for shape, layout, dtype, times in [*calls, *calls]:
+        state = after = None
+        for _ in range(times):
+            x = currents(*shape[:3], 5 if layout != "gaps" else 10, layout=layout).to(dtype)
+            expected, state = neuron.scan(x, state)
+            found, after = lean(x, after, return_state=True)
+            assert torch.equal(found.to(dtype), expected)
+            assert torch.equal(after.v, state.v)
+            assert torch.equal(after.emitted, state.emitted)
+            assert (after.step, found.dtype) == (state.step, torch.uint8 if sends_bytes else dtype)
+    assert lean._prepared is not None
+    with pytest.raises(ValueError, match="is for 4 channels"):
+        lean(torch.zeros(1, 1, 3, 5))
+    twin = pickle.loads(pickle.dumps(lean))
+    x = currents(2, 3, 4, 5)
+    assert torch.equal(twin(x), lean(x))
+    lean.threshold = lean.threshold / 2
+    neuron.threshold = neuron.threshold / 2
+    assert torch.equal(lean(x).float(), neuron(x))
+
+
+@NATIVE
 def test_a_state_of_another_precision() -> None:
     neuron, lean = pair("lif")
     x = currents(2, 3, 4, 6)
@@ -142,7 +183,7 @@ def test_burst_strengths_for_other_channels(channels: int) -> None:
 @NATIVE
 def test_large_outputs_ask_for_huge_pages_in_every_call(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    monkeypatch.setattr(native_scan, "_ask_for_huge_pages", lambda tensor: asked.append(tensor.numel()))
+    monkeypatch.setattr(native_scan, "ask_for_huge_pages", lambda tensor: asked.append(tensor.numel()))
     _, lean = pair("lif")
     for _ in range(3):
         lean(currents(2, 3, 4, 6))
@@ -237,7 +278,7 @@ def test_other_neurons_stay() -> None:
     own = Own()
     make_lean(own, is_native=True)
     assert type(own) is Own
-    assert set(LEAN) == {IF, LIF, PLIF, LIFB}
+    assert set(LEAN) == {IF, LIF, PLIF, LIFB, ConvertedIF}
 
 
 def test_bad_input_is_named() -> None:

@@ -1,4 +1,4 @@
-"""The compiled step of converted neurons against the reference. Few combinations, because each compiles for seconds."""
+"""Converted neurons, fast, against the reference. Few combinations, because each compiles for seconds."""
 
 import inspect
 from collections.abc import Iterator
@@ -17,6 +17,7 @@ from ranvier.provenance import cpp_compiler
 
 needs_compiler = pytest.mark.skipif(cpp_compiler() is None, reason="torch.compile needs a C++ compiler")
 compiled = pytest.param("compiled", marks=needs_compiler)
+fast = pytest.mark.parametrize("implementation", [compiled, pytest.param("native", marks=needs_compiler)])
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -43,11 +44,11 @@ def numbers(channels: int, rows: int = 1, seed: int = 100) -> tuple[Tensor, Tens
 
 
 def both(
-    current: Tensor, state: ConvertedState | None, *given: Any
+    implementation: Implementation, current: Tensor, state: ConvertedState | None, *given: Any
 ) -> tuple[tuple[Tensor, ConvertedState], tuple[Tensor, ConvertedState]]:
     with torch.no_grad():
-        fast = kernels.converted_scan(current, state, *given, implementation="compiled")
-        return fast, dynamics.converted_scan(current, state, *given)
+        ours = kernels.converted_scan(current, state, *given, implementation=implementation)
+        return ours, dynamics.converted_scan(current, state, *given)
 
 
 def assert_equal(got: tuple[Tensor, ConvertedState], expected: tuple[Tensor, ConvertedState]) -> None:
@@ -58,82 +59,84 @@ def assert_equal(got: tuple[Tensor, ConvertedState], expected: tuple[Tensor, Con
     assert 0 < (got[0] != 0).float().mean() < 1
 
 
-@needs_compiler
+@fast
 @pytest.mark.parametrize("signed", [False, True])
-def test_compiled_equals_reference_at_any_size_with_one_graph(signed: bool) -> None:
+def test_equals_the_reference_at_any_size_with_one_graph(implementation: Implementation, signed: bool) -> None:
     """Odd sizes on both sides of the vector width; another T, batch, channel count or image compiles nothing."""
     before = graphs()
     for seed, (steps, *frame) in enumerate([(3, 7, 5, 3, 11), (5, 2, 5, 13, 17), (3, 3, 17, 2, 3), (8, 64, 4, 5, 5)]):
         current, (threshold, bias, v_init) = binary(steps, *frame, seed=seed), numbers(frame[1], 2 * steps)
-        got, expected = both(current, None, threshold, bias, v_init, signed)
+        got, expected = both(implementation, current, None, threshold, bias, v_init, signed)
         assert_equal(got, expected)
         assert (got[0] < 0).any() == signed
-        assert_equal(*both(binary(steps, *frame, seed=seed + 10), got[1], threshold, bias, v_init, signed))
+        assert_equal(
+            *both(implementation, binary(steps, *frame, seed=seed + 10), got[1], threshold, bias, v_init, signed)
+        )
     assert graphs() - before <= 1  # none if another test has compiled it
 
 
-@needs_compiler
-def test_potential_per_neuron_and_features_without_positions() -> None:
+@fast
+def test_potential_per_neuron_and_features_without_positions(implementation: Implementation) -> None:
     threshold, bias, _ = numbers(6)
     v_init = binary(6, 3, 5, seed=1)
-    assert_equal(*both(binary(4, 2, 6, 3, 5), None, threshold, bias, v_init))
-    assert_equal(*both(binary(4, 7, 6), None, *numbers(6)))
+    assert_equal(*both(implementation, binary(4, 2, 6, 3, 5), None, threshold, bias, v_init))
+    assert_equal(*both(implementation, binary(4, 7, 6), None, *numbers(6)))
 
 
-@needs_compiler
-def test_channels_last_stays() -> None:
+@fast
+def test_channels_last_stays(implementation: Implementation) -> None:
     """As convolutions give it: the output goes to the next convolution without being copied."""
     threshold, bias, v_init = numbers(6)
     current = binary(8, 6, 5, 7).to(memory_format=torch.channels_last).unflatten(0, (4, 2))
-    got, expected = both(current, None, threshold, bias, v_init, True)
+    got, expected = both(implementation, current, None, threshold, bias, v_init, True)
     assert_equal(got, expected)
     assert got[0].flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
     assert got[1].v.is_contiguous(memory_format=torch.channels_last)
 
 
-@needs_compiler
-def test_current_held_over_the_steps() -> None:
+@fast
+def test_current_held_over_the_steps(implementation: Implementation) -> None:
     """Constant input reaches the first neurons as one step seen T times: what is sent needs memory for all of them."""
     current = binary(1, 3, 5, 4, 4).expand(6, -1, -1, -1, -1)
-    got, expected = both(current, None, *numbers(5))
+    got, expected = both(implementation, current, None, *numbers(5))
     assert_equal(got, expected)
     assert (got[0][0] != got[0][1]).any()
     assert torch.equal(current[5], binary(1, 3, 5, 4, 4)[0])
 
 
-@needs_compiler
-def test_bfloat16() -> None:
+@fast
+def test_bfloat16(implementation: Implementation) -> None:
     """Multiples of 1/64 below 2 are exact in bfloat16, and thresholds are powers of two."""
     threshold, bias, v_init = numbers(5)
-    got, expected = both(binary(4, 3, 5, 4, 4).bfloat16(), None, threshold, bias, v_init)
+    got, expected = both(implementation, binary(4, 3, 5, 4, 4).bfloat16(), None, threshold, bias, v_init)
     assert_equal(got, expected)
     assert (got[0].dtype, got[1].v.dtype) == (torch.bfloat16, torch.float32)
 
 
-@needs_compiler
-def test_streaming_equals_one_call_bit_for_bit() -> None:
+@fast
+def test_streaming_equals_one_call_bit_for_bit(implementation: Implementation) -> None:
     """Random floats: each step runs the same code, whatever a call covers."""
     generator = torch.Generator().manual_seed(0)
     current = torch.randn(4, 3, 5, 6, 6, generator=generator)
     given = torch.rand(5, generator=generator) + 0.1, torch.randn(4, 5, generator=generator) / 4, torch.rand(5), True
     with torch.no_grad():
-        whole, end = kernels.converted_scan(current, None, *given, implementation="compiled")
+        whole, end = kernels.converted_scan(current, None, *given, implementation=implementation)
         state = None
         for t in range(4):
-            sent, state = kernels.converted_scan(current[t : t + 1], state, *given, implementation="compiled")
+            sent, state = kernels.converted_scan(current[t : t + 1], state, *given, implementation=implementation)
             assert torch.equal(sent[0], whole[t])
     assert state is not None
     assert torch.equal(state.v, end.v)
     assert torch.equal(state.emitted, end.emitted)
 
 
-@needs_compiler
-def test_the_callers_tensors_are_neither_marked_nor_changed() -> None:
+@fast
+def test_the_callers_tensors_are_neither_marked_nor_changed(implementation: Implementation) -> None:
     current, given = binary(3, 2, 5, 4, 4), numbers(5)
     copies = [tensor.clone() for tensor in (current, *given)]
-    _, state = kernels.converted_scan(current, None, *given, True, implementation="compiled")
+    _, state = kernels.converted_scan(current, None, *given, True, implementation=implementation)
     v, emitted = state.v.clone(), state.emitted.clone()
-    kernels.converted_scan(current, state, *given, True, implementation="compiled")
+    kernels.converted_scan(current, state, *given, True, implementation=implementation)
     for tensor, copy in zip((current, *given), copies, strict=True):
         assert torch.equal(tensor, copy)
         assert not [name for name in vars(tensor) if name.startswith("_dynamo")]

@@ -10,7 +10,7 @@ import torch
 
 from ranvier import kernels, provenance
 from ranvier.dynamics import LIFParams
-from ranvier.kernels import Choice, choose, dispatch, explain, native_scan
+from ranvier.kernels import Choice, choose, dispatch, explain, native_library, native_scan
 from ranvier.kernels.dispatch import choose_scan
 
 CPU = torch.device("cpu")
@@ -38,7 +38,7 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 def a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that can do everything, without running it."""
     monkeypatch.setattr(provenance, "cpp_compiler", lambda: "/usr/bin/g++")
-    monkeypatch.setattr(native_scan, "_library", lambda definitions: None)
+    monkeypatch.setattr(native_scan, "load", lambda source, defined: None)
 
 
 @pytest.mark.usefixtures("a_compiler")
@@ -214,12 +214,12 @@ def test_a_compiler_that_fails_is_named_and_auto_goes_on_without(
     broken.chmod(0o755)
     monkeypatch.setenv("RANVIER_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(provenance, "cpp_compiler", lambda: str(broken))
-    native_scan._library.cache_clear()
-    native_scan._compiler_version.cache_clear()
+    native_library.load.cache_clear()
+    native_library._compiler_version.cache_clear()
     assert "compiling them failed: a.cpp: error: no such instruction" in str(native_scan.obstacle())
     assert choose_scan("auto", CPU, 2**10, fits).implementation == "reference"
     assert list((tmp_path / "cache" / "kernels").iterdir()) == []
-    native_scan._compiler_version.cache_clear()
+    native_library._compiler_version.cache_clear()
 
 
 @pytest.mark.usefixtures("triton")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ranvier import kernels
 from ranvier.dynamics import ATan, LIFBParams, LIFParams, PLIFParams, Sigmoid
-from ranvier.kernels import native_scan
+from ranvier.kernels import native_library, native_scan
 
 pytestmark = pytest.mark.skipif(native_scan.obstacle() is not None, reason=str(native_scan.obstacle()))
 
@@ -29,10 +29,10 @@ def lif(current: Tensor, implementation: str) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("spare", [0, 3])
 def test_outputs_larger_than_the_caches(dtype: torch.dtype, spare: int) -> None:
     """Written past them, where lines are whole, and like any other where they are not."""
-    count = native_scan.PAST_CACHES // (2 * dtype.itemsize) + spare
+    count = native_library.PAST_CACHES // (2 * dtype.itemsize) + spare
     generator = torch.Generator().manual_seed(0)
     current = (torch.randn(2, 1, count, generator=generator) + 0.4).to(dtype)
-    assert current.numel() * current.element_size() >= native_scan.PAST_CACHES
+    assert current.numel() * current.element_size() >= native_library.PAST_CACHES
     spikes, gradient = lif(current, "native")
     expected, wanted = lif(current, "reference")
     assert torch.equal(spikes, expected)
@@ -49,7 +49,7 @@ def test_input_that_is_not_aligned() -> None:
 @pytest.mark.parametrize("name", ["plif", "lifb"])
 def test_the_number_of_threads_changes_no_bit(name: str) -> None:
     current = torch.randn(4, 40, 7, 200, generator=torch.Generator().manual_seed(0)) + 0.4
-    assert current.numel() > native_scan.ALONE
+    assert current.numel() > native_library.ALONE
     gradients = []
     threads = torch.get_num_threads()
     try:

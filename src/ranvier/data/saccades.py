@@ -310,7 +310,8 @@ def _random(seed: int) -> np.random.RandomState:
 
 # Everything below keeps to sums, products and quotients of two numbers at a time. Those are rounded in one way only,
 # whereas logarithms, and products fused with sums, can differ in the last bit between the middle and the end of a row:
-# what a recording holds would then depend on its place in the batch.
+# what a recording holds would then depend on its place in the batch. Quotients are of two tensors: torch divides by a
+# plain number on a GPU as it multiplies with its inverse, which rounds twice.
 
 
 def _record(images: Tensor, side: int, settings: SaccadeSettings, seeds: Sequence[int]) -> Iterator[np.ndarray]:
@@ -375,7 +376,7 @@ def _canvas(images: Tensor, side: int, settings: SaccadeSettings) -> Tensor:
         if settings.surround == "black":
             outside = (places < 0) | (places >= length)
             light[(slice(None),) * axis + (outside,)] = 0
-    return (light / 255 + settings.offset).contiguous()
+    return (light / light.new_full((), 255) + settings.offset).contiguous()
 
 
 def _resize(light: Tensor, axis: int, size: int) -> Tensor:
@@ -449,7 +450,7 @@ def _crossings(
     blind, release = upper.new_empty(0, dtype=torch.int64), upper.new_empty(0, dtype=torch.float64)
     found = [(blind, release, blind.bool())]
     for (start, end), view in zip(pairwise(times), views, strict=True):
-        after = view.flatten()
+        after, span = view.flatten(), release.new_full((), end - start)
         # The pixels in which something happens: those that cross a level, and those that see again.
         pixel = ((after > upper) | (after < lower)).nonzero().flatten()
         first, last = before[pixel].double(), after[pixel].double()
@@ -459,7 +460,7 @@ def _crossings(
             seeing, since = _where(release <= end, blind, release)
             blind, release = _where(release > end, blind, release)
             a, b = before[seeing].double(), after[seeing].double()
-            seen = a + (b - a) * ((since - start) / (end - start))
+            seen = a + (b - a) * ((since - start) / span)
             pixel, clock = torch.cat([pixel, seeing]), torch.cat([clock, since])
             first, last = torch.cat([first, a]), torch.cat([last, b])
             up = torch.cat([up, seen * rise[seeing]])
@@ -479,7 +480,7 @@ def _crossings(
             upper[late], lower[late] = math.inf, -math.inf  # nothing is seen before the release
             blind, release = torch.cat([blind, late]), torch.cat([release, late_clock])
             pixel, clock, first, last = _where(clock <= end, pixel, clock, first, last)
-            seen = first + (last - first) * ((clock - start) / (end - start))
+            seen = first + (last - first) * ((clock - start) / span)
             up, down = seen * rise[pixel], seen * fall[pixel]
         before = after
     index, time, brighter = (torch.cat(column) for column in zip(*found, strict=True))

@@ -107,47 +107,59 @@ def begin(
     current: Tensor, state: ConvertedState | None, bias: Tensor, v_init: Tensor, signed: bool
 ) -> tuple[Tensor, Tensor, list[Tensor], ConvertedState]:
     """Check a call, and give the potential, the counts, one row of bias per step, and the state it starts from."""
+    rows = check_converted(current, state, bias, v_init, signed)
+    first = current[0]
+    dtype = torch.promote_types(current.dtype, torch.float32)
+    if state is None:
+        start = v_init if v_init.ndim > 1 else per_channel(v_init, first)
+        v = torch.empty_like(first, dtype=dtype).copy_(start.expand(first.shape))
+        emitted = torch.zeros_like(v) if signed else v.new_empty(0)
+        state = ConvertedState(v, emitted, 0)
+    shaped = rows.expand(len(current), -1).view(len(current), -1, *[1] * (first.ndim - 2)).to(dtype)
+    return state.v, state.emitted, list(shaped.unbind(0)), state
+
+
+def check_converted(
+    current: Tensor, state: ConvertedState | None, bias: Tensor, v_init: Tensor, signed: bool
+) -> Tensor:
+    """Raise unless `current` fits the neurons and the state; else the biases of its steps, `[T, C]` or `[1, C]`."""
     check_scan(current, None)
     if current.ndim < 3:
         raise ValueError(f"current has shape {shape_of(current)}, but converted neurons need channels: [T, B, C, ...].")
     check_num_channels("bias", bias[0], current)
     check_num_channels("v_init", v_init, current)
-    dtype = torch.promote_types(current.dtype, torch.float32)
-    first = current[0]
+    frame, begun = current.shape[1:], 0
     if state is None:
-        per_neuron = v_init.ndim > 1
-        if per_neuron and v_init.shape != first.shape[1:]:
+        if v_init.ndim > 1 and v_init.shape != frame[1:]:
             raise ValueError(
                 f"current has shape {shape_of(current)}, but the initial potentials were calibrated for each neuron of "
                 f"{shape_of(v_init)}. Use images of the size that calibration used, or another bias than potential."
             )
-        start = v_init if per_neuron else per_channel(v_init, first)
-        v = torch.empty_like(first, dtype=dtype).copy_(start.expand(first.shape))
-        emitted = torch.zeros_like(v) if signed else v.new_empty(0)
-        state = ConvertedState(v, emitted, 0)
     elif not isinstance(state, ConvertedState):
         raise TypeError(
             f"state is a {type(state).__name__}, but must be the ConvertedState that an earlier call returned, or None."
         )
-    elif state.v.shape != first.shape:
+    elif state.v.shape != frame:
         raise ValueError(
             f"state.v has shape {shape_of(state.v)} but current is {shape_of(current)} ([T, B, ...]). "
             "Pass state=None at the start of a new batch, or keep the batch size while streaming."
         )
-    elif signed and state.emitted.shape != first.shape:
+    elif signed and state.emitted.shape != frame:
         raise ValueError(
             f"state.emitted has shape {shape_of(state.emitted)} but current is {shape_of(current)}: signed neurons "
             "need their counts, and unsigned ones keep none. Pass the state that the same neurons returned."
         )
-    end = state.step + len(current)
-    if len(bias) > 1 and end > len(bias):
+    else:
+        begun = state.step
+    if len(bias) == 1:
+        return bias
+    end = begun + len(current)
+    if end > len(bias):
         raise ValueError(
             f"step {end} was asked for, but the biases were calibrated for steps 1 to {len(bias)}. "
             f"Run at most {len(bias)} steps, or convert again with steps={end}."
         )
-    rows = bias.expand(end, -1)[state.step : end] if len(bias) == 1 else bias[state.step : end]
-    shaped = rows.view(*rows.shape, *[1] * (first.ndim - 2)).to(dtype)
-    return state.v, state.emitted, list(shaped.unbind(0)), state
+    return bias[begun:end]
 
 
 def check_num_channels(name: str, parameter: Tensor, current: Tensor) -> None:

@@ -32,6 +32,7 @@ from ranvier.conversion.vocabulary import (
     sum_axes,
 )
 from ranvier.evaluation.mode import device_of
+from ranvier.kernels.full_float32 import full_float32
 from ranvier.models.network import SpikingNetwork
 from ranvier.nn import IF, LIF, LIFB, PLIF, ConvertedIF, LIFPair, Neuron, fold_time, unfold_time
 from ranvier.nn.structure import Activation
@@ -160,6 +161,7 @@ class Operations:
 
 
 @torch.no_grad()
+@full_float32()  # the network is compared with its trace, and its spikes are to be those of float32
 def count_operations(
     model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], steps: int | None = None, *, batches: int | None = None
 ) -> Operations:

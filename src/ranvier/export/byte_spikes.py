@@ -38,10 +38,17 @@ KEEPING = (nn.Flatten, nn.Identity, nn.Dropout)
 
 
 class Bytes(NamedTuple):
-    """What the bytes at one place of a network stand for: the number over `divisor`; none is above `most`."""
+    """What the bytes at one place of a network stand for: the number times `worth` over `divisor`."""
 
-    divisor: int
-    most: int
+    divisor: int = 1
+    most: int = 1
+    """None is above that."""
+    worth: Tensor | None = None
+    """Of each channel, `[C]` or `[1]`; None for 1."""
+
+
+SPIKES = Bytes()
+"""0 and 1, as they are."""
 
 
 def use_bytes(network: Network) -> int:
@@ -80,7 +87,7 @@ class ByteConv2d(nn.Module):
 
     Args:
         layer: In float32, padded with zeros.
-        divisor: What its input is to be divided by.
+        came: What its input stands for.
     """
 
     weight: Tensor
@@ -88,15 +95,18 @@ class ByteConv2d(nn.Module):
     bias: Tensor | None
     zero_points: Tensor
 
-    def __init__(self, layer: nn.Conv2d, divisor: int = 1) -> None:
+    def __init__(self, layer: nn.Conv2d, came: Bytes = SPIKES) -> None:
         super().__init__()
         assert not isinstance(layer.padding, str)
         self.geometry = (list(layer.stride), list(layer.padding), list(layer.dilation), layer.groups)
         weight = layer.weight.detach().float()
+        if came.worth is not None:
+            worth = came.worth.expand(layer.in_channels).view(layer.groups, 1, -1, 1, 1)
+            weight = (weight.unflatten(0, (layer.groups, -1)) * worth).flatten(0, 1)
         scale = weight.abs().amax((1, 2, 3)).clamp_min(torch.finfo(torch.float32).tiny) / LARGEST_WEIGHT
         rounded = (weight / scale.view(-1, 1, 1, 1)).round().to(torch.int8)
         self.register_buffer("weight", rounded.contiguous(memory_format=torch.channels_last))
-        self.register_buffer("scale", scale / divisor)
+        self.register_buffer("scale", scale / came.divisor)
         self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().float())
         self.register_buffer("zero_points", torch.zeros(len(weight), dtype=torch.int32))
         self._packed = Packed()
@@ -162,6 +172,11 @@ class BytePool2d(nn.Module):
         assert found is not None
         return found
 
+    def leaves(self, came: Bytes) -> Bytes:
+        """What leaves it where `came` comes."""
+        size = math.prod(self.window) if self.sums else 1
+        return came._replace(divisor=came.divisor * size, most=came.most * size)
+
     def extra_repr(self) -> str:
         """Settings, as printed."""
         settings = ("sums", "window", "stride", "padding", "dilation")
@@ -171,13 +186,18 @@ class BytePool2d(nn.Module):
 class Numbers(nn.Module):
     """Bytes as numbers of bfloat16."""
 
-    def __init__(self, divisor: int) -> None:
+    worth: Tensor | None
+
+    def __init__(self, came: Bytes) -> None:
         super().__init__()
-        self.divisor = divisor
+        self.divisor = came.divisor
+        self.register_buffer("worth", came.worth)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map bytes to what they stand for."""
+        """Map bytes `[N, C, ...]` to what they stand for."""
         y = x.to(torch.bfloat16)
+        if self.worth is not None:
+            y = y * self.worth.to(torch.bfloat16).view(-1, *(1,) * (x.ndim - 2))
         return y if self.divisor == 1 else y / self.divisor
 
 
@@ -195,15 +215,15 @@ def _through(parts: Iterable[nn.Module], came: Bytes | None) -> tuple[list[nn.Mo
     """Layers one after the other, ready for what comes to each; and what leaves the last (None: ordinary numbers)."""
     ready: list[nn.Module] = []
     for part in parts:
-        if came is not None and not _takes_bytes(part, came):
-            ready.append(Numbers(came.divisor))
+        if came is not None and not takes_bytes(part, came):
+            ready.append(Numbers(came))
             came = None
         part, came = _ready(part, came)
         ready.append(part)
     return ready, came
 
 
-def _takes_bytes(part: nn.Module, came: Bytes) -> bool:
+def takes_bytes(part: nn.Module, came: Bytes) -> bool:
     """Whether bytes may reach a layer, or what is in it, as they are."""
     if is_hooked(part):
         return False
@@ -225,7 +245,7 @@ def _ready(part: nn.Module, came: Bytes | None) -> tuple[nn.Module, Bytes | None
             return part, None
         assert isinstance(neuron, Lean)
         neuron.sends_bytes = True
-        return part, Bytes(1, 1)
+        return part, SPIKES
     if is_hooked(part):
         return part, None
     if isinstance(part, Residual | Concat) and type(part) in CONTAINERS:
@@ -239,12 +259,10 @@ def _ready(part: nn.Module, came: Bytes | None) -> tuple[nn.Module, Bytes | None
     if came is None:
         return part, None
     if isinstance(part, nn.Conv2d):
-        return ByteConv2d(part, came.divisor), None
-    if isinstance(part, nn.MaxPool2d):
-        return BytePool2d(part), came
-    if isinstance(part, nn.AvgPool2d):
-        size = math.prod(_pair(part.kernel_size))
-        return BytePool2d(part), Bytes(came.divisor * size, came.most * size)
+        return ByteConv2d(part, came), None
+    if isinstance(part, nn.MaxPool2d | nn.AvgPool2d):
+        pool = BytePool2d(part)
+        return pool, pool.leaves(came)
     return part, came
 
 
@@ -276,8 +294,8 @@ def _as_numbers(block: Block, leaves: Bytes | None) -> Block:
     if leaves is None:
         return block
     if type(block) is not Chain or is_hooked(block):
-        return Chain(block, Numbers(leaves.divisor))
-    block.layers.append(Numbers(leaves.divisor))  # so that paths stay as they were
+        return Chain(block, Numbers(leaves))
+    block.layers.append(Numbers(leaves))  # so that paths stay as they were
     return block
 
 

@@ -18,6 +18,7 @@ from ranvier.conversion.fold_batchnorm import absorb, scale_and_shift
 from ranvier.conversion.spiking import GraphSNN
 from ranvier.conversion.vocabulary import LAYERS, ChannelAffine
 from ranvier.evaluation.mode import device_of, evaluating
+from ranvier.export.byte_graph import use_bytes_in_graph
 from ranvier.export.byte_spikes import ByteConv2d, has_kernels, use_bytes
 from ranvier.export.lean_neurons import make_lean
 from ranvier.export.packing import Packed
@@ -57,10 +58,11 @@ def to_inference(
     have learned stay float32, and so does the layer that gives the logits: it costs next to nothing, and logits of
     bfloat16 would often tie.
 
-    At `int8` convolutions that get spikes (of `IF`, `LIF`, `PLIF`) have weights of 8 bits, with a scale for each output
-    channel, and spikes are bytes: see `ranvier.export.byte_spikes`. Everything else is as at `bfloat16`. In files these
-    weights take a quarter of what float32 takes. Nothing but weights is rounded beyond bfloat16; measure what that
-    costs: `agreement(model, fast, images)`.
+    At `int8` convolutions that get spikes (of `IF`, `LIF`, `PLIF`, and converted neurons but signed ones) have weights
+    of 8 bits, with a scale for each output channel, and spikes are bytes: see `ranvier.export.byte_spikes`. Everything
+    else is as at `bfloat16`. In files these weights take a quarter of what float32 takes. Nothing but weights, those of
+    converted networks times thresholds, is rounded beyond bfloat16; measure what that costs:
+    `agreement(model, fast, images)`.
 
     On a CPU, `auto` runs layer by layer: weights of convolutions are packed once for the instructions of the machine,
     which a compiled network does in every call. SEW-ResNet-18 at batch 1 takes half as long again when compiled, and
@@ -81,8 +83,7 @@ def to_inference(
 
     Raises:
         RuntimeError: The implementation that was asked for, or int8, cannot run here; the message says why.
-        TypeError: `model` is no such network, or has parameters of layers that have no bfloat16 form here; at int8,
-            spikes that carry thresholds.
+        TypeError: `model` is no such network, or has parameters of layers that have no bfloat16 form here.
         ValueError: Unknown precision or implementation, or a network that is in analog mode; at int8, compiled, layers
             that are used twice, or no convolution that gets spikes.
 
@@ -316,20 +317,20 @@ def _use_bytes(network: SpikingNetwork, choice: Choice) -> None:
             'precision="int8" runs layer by layer, but the implementation is "compiled". Pass implementation="auto" on '
             'a CPU; on other devices, where there is no such kernel, precision="bfloat16".'
         )
-    if not isinstance(network, Network):
+    if not isinstance(network, Network | GraphSNN):
         raise TypeError(
-            f'precision="int8" is for networks of ranvier.models, but this one is a {type(network).__name__}: what '
-            'converts networks leaves graphs, and mostly spikes that carry thresholds. Pass precision="bfloat16".'
+            'precision="int8" is for networks of ranvier.models and ranvier.conversion, but this one is a '
+            f'{type(network).__name__}. Pass precision="bfloat16".'
         )
     if device_of(network).type == "cpu" and not has_kernels():
         raise RuntimeError(
             'precision="int8" needs a CPU with AVX-512 and a torch with oneDNN, which has kernels for it there. '
             'Pass precision="bfloat16" or "float32".'
         )
-    if use_bytes(network) == 0:
+    if (use_bytes(network) if isinstance(network, Network) else use_bytes_in_graph(network)) == 0:
         raise ValueError(
-            'precision="int8" has no effect: in this network no convolution gets the spikes of IF, LIF or PLIF '
-            'neurons, or sums of them. Pass precision="bfloat16".'
+            'precision="int8" has no effect: in this network no convolution gets the spikes of IF, LIF, PLIF or '
+            'converted neurons (but signed ones), or sums of them. Pass precision="bfloat16".'
         )
 
 

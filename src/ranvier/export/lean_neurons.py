@@ -7,10 +7,13 @@ from torch import Tensor
 
 from ranvier import dynamics
 from ranvier.dynamics import NeuronState
+from ranvier.dynamics.converted import check_converted, check_num_channels
 from ranvier.dynamics.scan import check_scan
+from ranvier.kernels import native_converted
 from ranvier.kernels.fused_scan import DTYPES, Kind, nobody_watches, unfit
+from ranvier.kernels.native_converted import Converted, PreparedConverted
 from ranvier.kernels.native_scan import PreparedScan
-from ranvier.nn import IF, LIF, LIFB, PLIF, Neuron
+from ranvier.nn import IF, LIF, LIFB, PLIF, ConvertedIF, Neuron
 
 
 class Lean(Neuron):
@@ -23,25 +26,37 @@ class Lean(Neuron):
 
     sends_bytes: bool = False
     is_native: bool = False
-    _prepared: "_Prepared | None" = None
 
     def forward(self, current: Tensor, state: Any = None, *, return_state: bool = False) -> Any:
         """Spikes `[T, B, ...]`, with `return_state` also the state, as those of the neuron that it was."""
+        found = self.fast(current, state) if self.is_native and current.device.type == "cpu" else None
+        if found is None:
+            spikes, after = self.scan(current, state)
+            found = (as_bytes(spikes) if self.sends_bytes else spikes), after
+        return found if return_state else found[0]
+
+    def fast(self, current: Tensor, state: Any) -> tuple[Tensor, Any] | None:
+        """Spikes and state of the prepared kernel; None where this call wants another."""
+        raise NotImplementedError
+
+
+class LeanScan(Lean):
+    """A neuron that only runs, of those with kernels of `native_scan`."""
+
+    _prepared: "_Prepared | None" = None
+
+    def fast(self, current: Tensor, state: Any) -> tuple[Tensor, Any] | None:
+        """Spikes and state of the prepared kernel; None where this call wants another."""
         run = self._run(current, state)
-        if run is not None:
-            check_scan(current, state)
-            spikes, end = run(current, None if state is None else state.v, *self.learned())
-            return (spikes, NeuronState(end)) if return_state else spikes
-        spikes, after = self.scan(current, state)
-        spikes = as_bytes(spikes) if self.sends_bytes else spikes
-        return (spikes, after) if return_state else spikes
+        if run is None:
+            return None
+        check_scan(current, state)
+        spikes, end = run(current, None if state is None else state.v, *self.learned())
+        return spikes, NeuronState(end)
 
     def _run(self, current: Tensor, state: Any) -> PreparedScan | None:
-        """The prepared kernel; None where this call wants another."""
         v = None if state is None else state.v
-        if not self.is_native or not nobody_watches(current, v) or current.device.type != "cpu":
-            return None
-        if current.dtype not in DTYPES["native"]:
+        if not nobody_watches(current, v) or current.dtype not in DTYPES["native"]:
             return None
         if v is not None and (v.dtype != torch.float32 or v.device != current.device):
             return None
@@ -68,15 +83,15 @@ class _Prepared(NamedTuple):
     scan: PreparedScan | None
 
 
-class LeanIF(Lean, IF):
+class LeanIF(LeanScan, IF):
     """`IF` that only runs."""
 
 
-class LeanLIF(Lean, LIF):
+class LeanLIF(LeanScan, LIF):
     """`LIF` that only runs."""
 
 
-class LeanPLIF(Lean, PLIF):
+class LeanPLIF(LeanScan, PLIF):
     """`PLIF` that only runs."""
 
     def learned(self) -> tuple[Tensor | None, Tensor | None]:
@@ -84,7 +99,7 @@ class LeanPLIF(Lean, PLIF):
         return torch.sigmoid(self.decay).float().reshape(1), None
 
 
-class LeanLIFB(Lean, LIFB):
+class LeanLIFB(LeanScan, LIFB):
     """`LIFB` that only runs."""
 
     def takes(self, current: Tensor) -> bool:
@@ -96,13 +111,36 @@ class LeanLIFB(Lean, LIFB):
         return None, (self.strength - 1).float()
 
 
+class LeanConvertedIF(Lean, ConvertedIF):
+    """`ConvertedIF` that only runs; one that sends bytes is binary, and not signed."""
+
+    _prepared: PreparedConverted | None = None
+
+    def fast(self, current: Tensor, state: Any) -> tuple[Tensor, Any] | None:
+        """Sent values and state of the prepared kernel; None where this call wants another."""
+        neurons = Converted(self.threshold, self.bias, self.v_init, self.signed, self.binary)
+        if native_converted.unfit(current, state, neurons) is not None:
+            return None
+        check_converted(current, state, neurons.bias, neurons.v_init, neurons.signed)
+        check_num_channels("threshold", neurons.threshold, current)
+        if self._prepared is None or self._prepared.sends_bytes != self.sends_bytes:
+            self._prepared = PreparedConverted(self.sends_bytes)
+        return self._prepared(current, state, neurons)
+
+
 STEPS: dict[type[Neuron], Any] = {
     LeanIF: dynamics.if_step,
     LeanLIF: dynamics.lif_step,
     LeanPLIF: dynamics.plif_step,
     LeanLIFB: dynamics.lifb_step,
 }
-LEAN: dict[type[Neuron], type[Lean]] = {IF: LeanIF, LIF: LeanLIF, PLIF: LeanPLIF, LIFB: LeanLIFB}
+LEAN: dict[type[Neuron], type[Lean]] = {
+    IF: LeanIF,
+    LIF: LeanLIF,
+    PLIF: LeanPLIF,
+    LIFB: LeanLIFB,
+    ConvertedIF: LeanConvertedIF,
+}
 
 
 def make_lean(neuron: Neuron, *, is_native: bool) -> None:

@@ -1,7 +1,9 @@
 """The scan of converted neurons, made fast: `ranvier.dynamics.converted_scan` plus `implementation=`.
 
-Unlike the other neurons, one step is compiled and not the loop: calibration runs the same layer at many T, and each T
-would compile again. With a surrogate, to fine-tune a network, the reference runs: such a network is compiled whole.
+On a CPU one kernel, `ranvier.kernels.native_converted`, runs all steps where neither gradients nor a compiler watch.
+Elsewhere, unlike with the other neurons, one step is compiled and not the loop: calibration runs the same layer at many
+T, and each T would compile again. With a surrogate, to fine-tune a network, the reference runs: such a network is
+compiled whole.
 """
 
 import functools
@@ -12,11 +14,14 @@ from torch import Tensor
 
 from ranvier import dynamics
 from ranvier.dynamics import Surrogate
-from ranvier.dynamics.converted import ConvertedState, begin, check_num_channels, converted_step
+from ranvier.dynamics.converted import ConvertedState, begin, check_converted, check_num_channels, converted_step
 from ranvier.dynamics.scan import check_scan, per_channel
 from ranvier.kernels.dispatch import Implementation, choose_scan, compile_whole, run_size
 from ranvier.kernels.fused_scan import NAMES, Backend
+from ranvier.kernels.native_converted import Converted, run, unfit
 from ranvier.kernels.scan import sizes_open
+
+INSTEAD = 'Use implementation="compiled".'
 
 
 def converted_scan(
@@ -34,11 +39,24 @@ def converted_scan(
     """`ranvier.dynamics.converted_scan`; see there.
 
     Raises:
-        RuntimeError: `compiled` was asked for and cannot run here, or `native` or `triton`, which have no kernel for
+        RuntimeError: `compiled` or `native` was asked for and cannot run here, or `triton`, which has no kernel for
             these neurons.
     """
     check_scan(current, None)
-    choice = choose_scan(implementation, current.device, run_size(current), _no_kernel)
+    neurons = Converted(threshold, bias, v_init, signed, binary)
+
+    def obstacle(backend: Backend) -> str | None:
+        if backend == "triton" or surrogate is not None:
+            return (
+                f"converted neurons{' that train' * (surrogate is not None)} have no {NAMES[backend]} scan. {INSTEAD}"
+            )
+        return unfit(current, state, neurons)
+
+    choice = choose_scan(implementation, current.device, run_size(current), obstacle)
+    if choice.implementation == "native":
+        check_converted(current, state, bias, v_init, signed)
+        check_num_channels("threshold", threshold, current)
+        return run(current, state, neurons)
     if choice.implementation == "reference" or surrogate is not None:
         return dynamics.converted_scan(current, state, threshold, bias, v_init, signed, binary, surrogate)
     v, emitted, rows, state = begin(current, state, bias, v_init, signed)
@@ -49,10 +67,6 @@ def converted_scan(
     for x, b, y in zip(current.unbind(0), rows, sent.unbind(0), strict=True):
         v, emitted = step(*map(sizes_open, (x, v, emitted, threshold, b, y)), signed, binary)
     return sent, ConvertedState(v, emitted, state.step + len(current))
-
-
-def _no_kernel(backend: Backend) -> str:
-    return f'converted neurons have no {NAMES[backend]} scan. Use implementation="compiled".'
 
 
 @functools.cache

@@ -319,8 +319,8 @@ def _scan_backward_operator(
         kind = Kind(neuron, reset, detach_reset, surrogate, surrogate_number, v_threshold, v_burst, tau)
         grad_learned = _kernels(backend).backward(
             _job(kind, current, end, state, rate, excess),
-            None if grad_spikes is None else _laid_out_as(end, grad_spikes),
-            None if grad_end is None else _laid_out_as(end, grad_end),
+            None if grad_spikes is None else laid_out_as(end, grad_spikes),
+            None if grad_end is None else laid_out_as(end, grad_end),
             grad_current,
             grad_state,
         )
@@ -382,7 +382,7 @@ def _kernels(backend: str) -> Kernels:
 def _job(
     kind: Kind, current: Tensor, end: Tensor, state: Tensor | None, rate: Tensor | None, excess: Tensor | None
 ) -> Job:
-    state = None if state is None else _laid_out_as(end, state)
+    state = None if state is None else laid_out_as(end, state)
     return Job(kind, View.of(current, excess is not None), current, state, rate, excess)
 
 
@@ -404,7 +404,7 @@ def outputs(current: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, 
     return all_steps, current.new_empty_strided(shape, step, dtype=torch.float32)
 
 
-def _laid_out_as(step: Tensor, tensor: Tensor) -> Tensor:
+def laid_out_as(step: Tensor, tensor: Tensor) -> Tensor:
     """`tensor`, one step or all, or a copy whose steps lie in memory as `step` does."""
     theirs = zip(tensor.stride()[-step.ndim :], step.stride(), step.shape, strict=True)
     if all(there == here or size == 1 for there, here, size in theirs):

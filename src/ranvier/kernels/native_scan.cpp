@@ -5,102 +5,20 @@
 //   DETACH     1: the gradient ignores the reset
 //   SURROGATE  0 triangle, 1 atan, 2 sigmoid, 3 rectangle
 //   LEARNS     0 nothing, 1 the leak, 2 what a burst sends
-//   BFLOAT16   type of what comes in and goes out: 0 float, 1 bfloat16
-//   BYTES      1: spikes go out as bytes, 0 or 1, without backward
-//   STEPS      T, so that loops unroll and all potentials are held in registers; 0: any T
+//   BFLOAT16, BYTES, STEPS: see native_lines.h; of bytes there is no backward
 //
 // A line of neurons goes through all steps while its potentials are in registers. Lines of all steps are then fetched
 // side by side, which keeps the memory busier than one long run after another does.
 //
 // Order of operations as in ranvier.dynamics; compiled without fused multiply-adds.
 
-#include <cstdint>
-#include <cstdlib>
-#include <cstring>
-#if defined(__AVX__) && !defined(__clang__)
-#include <immintrin.h>
-#endif
-
-#define INLINE inline __attribute__((always_inline))
-#if STEPS
-#define FOR_ALL_STEPS _Pragma("GCC unroll 32")
-#else
-#define FOR_ALL_STEPS
-#endif
+#include "native_lines.h"
 
 namespace {
-
-#if BFLOAT16
-using Element = uint16_t;
-#else
-using Element = float;
-#endif
-#if BYTES
-using Sent = uint8_t;
-#else
-using Sent = Element;
-#endif
-
-constexpr int LINE = 16;  // a cache line of floats; wider vectors are not kept in registers
-
-// A line of neurons. The compiler maps arithmetic on them to what the processor has.
-typedef float Float __attribute__((vector_size(4 * LINE)));
-typedef int32_t Int __attribute__((vector_size(4 * LINE)));
-typedef uint32_t Bits __attribute__((vector_size(4 * LINE)));
-typedef uint16_t Half __attribute__((vector_size(2 * LINE)));
-typedef uint8_t Byte __attribute__((vector_size(LINE)));
-
-INLINE Float all(float value) { return Float{} + value; }
-
-// The first `count` lanes from memory, 0 in the others; and to memory.
-INLINE Float load(const float* from, int64_t count) {
-    Float value{};
-    std::memcpy(&value, from, count * sizeof *from);
-    return value;
-}
-INLINE void store(float* to, Float value, int64_t count) { std::memcpy(to, &value, count * sizeof *to); }
-
-#if BFLOAT16
-INLINE Float load(const Element* from, int64_t count) {  // the upper half of a float
-    Half half{};
-    std::memcpy(&half, from, count * sizeof *from);
-    return (Float)(__builtin_convertvector(half, Bits) << 16);
-}
-INLINE Half narrow(Float value) {  // to the nearest, ties to even; NaN stays NaN
-    Bits bits = (Bits)value, rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
-    return __builtin_convertvector(value == value ? rounded : Bits{} + 0x7FC0, Half);
-}
-#else
-INLINE Float narrow(Float value) { return value; }
-#endif
-
-// Writes what goes out. Past the caches, a whole line is not read before it is written; `to` must then be aligned.
-template <bool PAST_CACHES>
-INLINE void send(Element* to, Float value, int64_t count) {
-    const auto sent = narrow(value);
-#if defined(__clang__)
-    if (PAST_CACHES && count == LINE) return __builtin_nontemporal_store(sent, (decltype(narrow(value))*)to);
-#elif defined(__AVX__) && BFLOAT16
-    if (PAST_CACHES && count == LINE) return _mm256_stream_si256((__m256i*)to, (__m256i)sent);
-#elif defined(__AVX512F__)
-    if (PAST_CACHES && count == LINE) return _mm512_stream_ps(to, (__m512)sent);
-#endif
-    std::memcpy(to, &sent, count * sizeof *to);
-}
-
-#if BYTES
-template <bool PAST_CACHES>
-INLINE void send(uint8_t* to, Float value, int64_t count) {
-    const Byte sent = __builtin_convertvector((Bits)(value > 0) & 1, Byte);
-    std::memcpy(to, &sent, count);
-}
-#endif
 
 INLINE Float charge(Float x, Float v, float leak) {
     return CHARGE == 0 ? v + x : CHARGE == 1 ? v + (x - v) * leak : v + (x - v) / leak;
 }
-
-INLINE Float at_least(Float u) { return u >= 0 ? all(1) : all(0); }
 
 INLINE Float reset(Float h, Float fired, float v_threshold) {
     return SOFT ? h - v_threshold * fired : h * (1 - fired);
@@ -161,13 +79,6 @@ struct Work {
 };
 
 namespace {
-
-// The first neuron of a chunk. All but the last chunk end with a cache line.
-int64_t begin_of(const Work& work, int64_t chunk) {
-    const int64_t lines = (work.numel + LINE - 1) / LINE;
-    const int64_t begin = (lines * chunk / work.chunks) * LINE;
-    return begin < work.numel ? begin : work.numel;
-}
 
 template <bool PAST_CACHES>
 INLINE void forward_line(const Work& work, int64_t at, int64_t count, Sent* spikes, float* end) {
@@ -249,22 +160,13 @@ INLINE void backward_line(const Work& work, int64_t at, int64_t count, const Gra
     }
 }
 
-// What was written past the caches is seen by other threads from here on.
-INLINE void settle(bool past_caches) {
-#if defined(__AVX__) && !defined(__clang__)
-    if (past_caches) _mm_sfence();
-#else
-    if (past_caches) __sync_synchronize();
-#endif
-}
-
 template <bool PAST_CACHES>
 void forward_all(const Work* given, Sent* spikes, float* end) {
 #pragma omp parallel for schedule(static) num_threads(given->threads)
     for (int64_t chunk = 0; chunk < given->chunks; ++chunk) {
         const Work work = *given;  // of this thread alone: the compiler then knows that no store changes it
-        const int64_t last = begin_of(work, chunk + 1);
-        int64_t at = begin_of(work, chunk);
+        const int64_t last = begin_of(work.numel, work.chunks, chunk + 1);
+        int64_t at = begin_of(work.numel, work.chunks, chunk);
         for (; at + LINE <= last; at += LINE) forward_line<PAST_CACHES>(work, at, LINE, spikes, end);
         if (at < last) forward_line<false>(work, at, last - at, spikes, end);
         settle(PAST_CACHES);
@@ -281,8 +183,8 @@ void backward_all(const Work* given, const Gradients* grads, double* sums) {
         float* held = STEPS ? nullptr : static_cast<float*>(std::aligned_alloc(64, 2 * work.steps * sizeof(Float)));
 #pragma omp for schedule(static)
         for (int64_t chunk = 0; chunk < work.chunks; ++chunk) {
-            const int64_t last = begin_of(work, chunk + 1);
-            int64_t at = begin_of(work, chunk);
+            const int64_t last = begin_of(work.numel, work.chunks, chunk + 1);
+            int64_t at = begin_of(work.numel, work.chunks, chunk);
             double* own = LEARNS ? sums + chunk * channels : nullptr;
             Float rate = all(0);
             for (; at + LINE <= last; at += LINE)

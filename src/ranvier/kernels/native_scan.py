@@ -1,7 +1,7 @@
 """The scans of IF, LIF, PLIF and LIFB in C++, for CPUs.
 
-The source, `native_scan.cpp`, is compiled for one kind of neuron, dtype and T when they first run (half a second), and
-kept in the cache folder. Sizes, strides and numbers are arguments: another batch compiles nothing again.
+The source, `native_scan.cpp`, is compiled for one kind of neuron, dtype and T. Sizes, strides and numbers are
+arguments: another batch compiles nothing again.
 
 A line of neurons goes through all steps while its potentials are in registers, and memory is read and written once:
 forward reads the input and writes the spikes, backward reads the input and the gradient of the spikes and writes
@@ -10,12 +10,8 @@ that of the input.
 
 import ctypes
 import functools
-import hashlib
-import mmap
-import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,39 +21,19 @@ from torch import Tensor
 
 from ranvier import provenance
 from ranvier.kernels.fused_scan import Job, Kind, View, dense, make_scan
+from ranvier.kernels.native_library import (
+    CHUNKS,
+    LINE,
+    PAST_CACHES,
+    address,
+    ask_for_huge_pages,
+    by_column,
+    definitions,
+    load,
+    threads_for,
+)
 
 SOURCE = Path(__file__).with_suffix(".cpp")
-
-FLAGS = (
-    "-std=c++17",
-    "-O3",
-    "-march=native",
-    "-ffp-contract=off",
-    "-fno-math-errno",
-    "-Wno-psabi",
-    "-fopenmp",
-    "-shared",
-    "-fPIC",
-)
-"""No fused multiply-adds, and nothing else that changes a result: spikes are compared bit for bit."""
-
-CHUNKS = 256
-"""Parts that threads take in turn. Sums over each are added in one order, however many threads there are."""
-
-LINE = 16
-"""Neurons that the source takes at once."""
-
-PAST_CACHES = 2**25
-"""Bytes of an output from which it is written past the caches: none of it would be left there to be read."""
-
-HUGE = 2**25
-"""Bytes of an output from which huge pages are asked for. glibc takes fresh memory for what is larger than this."""
-
-UNROLLED = 32
-"""Steps up to which each T has loops of its own, which hold all potentials in registers."""
-
-ALONE = 2**15
-"""Values below which a second thread costs more than it saves."""
 
 MOST_PLANS = 64
 """Shapes that a prepared scan remembers; with more of them they are forgotten, and worked out again."""
@@ -86,13 +62,13 @@ class _Work(ctypes.Structure):
 
 
 def _work(job: Job, gain: Tensor | None) -> _Work:
-    """What the functions are given; `gain` is that of each column, see `_gain`."""
+    """What the functions are given; `gain` is that of each column, see `by_column`."""
     current, kind = job.current, job.kind
     steps, numel = len(current), current[0].numel()
     work = _Work(
         current.data_ptr(),
-        _address(job.state),
-        _address(gain),
+        address(job.state),
+        address(gain),
         steps,
         numel,
         current.stride(0),
@@ -106,27 +82,16 @@ def _work(job: Job, gain: Tensor | None) -> _Work:
         kind.v_burst,
         kind.surrogate_number,
     )
-    work.threads = _threads(work)
+    work.threads = threads_for(steps * numel)
     return work
-
-
-def _threads(work: _Work) -> int:
-    return 1 if work.steps * work.numel < ALONE else torch.get_num_threads()
-
-
-def _gain(excess: Tensor, columns: int) -> Tensor:
-    """What a burst sends beyond a spike, for each column of the view and, beginning anew, for those of a line more."""
-    if columns != len(excess):
-        excess = excess.repeat_interleave(columns // len(excess))
-    return excess.repeat(1 + -(-LINE // columns))[: columns + LINE].contiguous()
 
 
 def forward(job: Job, spikes: Tensor, end: Tensor) -> None:
     """Write the spikes and the potential after the last step: see `ranvier.kernels.fused_scan.Kernels`."""
-    _ask_for_huge_pages(spikes)
-    gain = None if job.excess is None else _gain(job.excess, job.view.columns)
+    ask_for_huge_pages(spikes)
+    gain = None if job.excess is None else by_column(job.excess, job.view.columns)
     library = _library_of(job.kind, job.current.dtype, len(job.current), spikes.dtype == torch.uint8)
-    library.forward(ctypes.byref(_work(job, gain)), _address(spikes), _address(end))
+    library.forward(ctypes.byref(_work(job, gain)), address(spikes), address(end))
 
 
 def backward(
@@ -135,17 +100,17 @@ def backward(
     """Write and return gradients: see `ranvier.kernels.fused_scan.Kernels`."""
     learned = job.excess if job.rate is None else job.rate
     partial = None if learned is None else torch.zeros(CHUNKS, len(learned), dtype=torch.float64)
-    _ask_for_huge_pages(grad_current)
+    ask_for_huge_pages(grad_current)
     library = _library_of(job.kind, job.current.dtype, len(job.current))
-    gain = None if job.excess is None else _gain(job.excess, job.view.columns)
+    gain = None if job.excess is None else by_column(job.excess, job.view.columns)
     library.backward(
         ctypes.byref(_work(job, gain)),
-        _address(grad_spikes),
+        address(grad_spikes),
         0 if grad_spikes is None else grad_spikes.stride(0),
-        _address(grad_end),
-        _address(grad_current),
-        _address(grad_state),
-        _address(partial),
+        address(grad_end),
+        address(grad_current),
+        address(grad_state),
+        address(partial),
     )
     return None if partial is None else partial.sum(0).float()
 
@@ -176,12 +141,12 @@ class PreparedScan:
         end = current.new_empty_strided(plan.end_shape, plan.end_strides, dtype=torch.float32)
         work = _Work.from_buffer_copy(plan.work)  # another thread may be about to run the same
         work.current, work.state = current.data_ptr(), None if v is None else v.data_ptr()
-        work.threads = _threads(work)
+        work.threads = threads_for(work.steps * work.numel)
         if rate is not None:
             work.leak = rate.item()
-        gain = None if excess is None else _gain(excess, plan.columns)
-        _ask_for_huge_pages(spikes)
-        work.gain = _address(gain)
+        gain = None if excess is None else by_column(excess, plan.columns)
+        ask_for_huge_pages(spikes)
+        work.gain = address(gain)
         plan.run(ctypes.byref(work), spikes.data_ptr(), end.data_ptr())
         return spikes, end
 
@@ -221,7 +186,7 @@ def obstacle() -> str | None:
     if provenance.cpp_compiler() is None:
         return "they need a C++ compiler and found none. Install one (Debian: apt-get install g++) or set CXX."
     try:
-        _library(_constants(Kind("if", "hard", True, "triangle", 0.5, 0.5, 0.0, 1.0), torch.float32, 1))
+        load(SOURCE, _definitions(Kind("if", "hard", True, "triangle", 0.5, 0.5, 0.0, 1.0), torch.float32, 1))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         return f'{error}. Use implementation="compiled".'
     return None
@@ -229,46 +194,7 @@ def obstacle() -> str | None:
 
 @functools.cache
 def _library_of(kind: Kind, dtype: torch.dtype, steps: int, sends_bytes: bool = False) -> ctypes.CDLL:
-    return _library(_constants(kind, dtype, steps, sends_bytes))
-
-
-def _constants(kind: Kind, dtype: torch.dtype, steps: int, sends_bytes: bool = False) -> tuple[str, ...]:
-    """Definitions that the source is compiled with."""
-    numbers = {
-        "CHARGE": ("sum", "product", "quotient").index(kind.charge[0]),
-        "SOFT": int(kind.reset == "soft"),
-        "DETACH": int(kind.detach_reset),
-        "SURROGATE": ("triangle", "atan", "sigmoid", "rectangle").index(kind.surrogate),
-        "LEARNS": {"plif": 1, "lifb": 2}.get(kind.neuron, 0),
-        "BFLOAT16": int(dtype == torch.bfloat16),
-        "BYTES": int(sends_bytes),
-        "STEPS": steps if steps <= UNROLLED else 0,
-    }
-    return tuple(f"-D{name}={number}" for name, number in numbers.items())
-
-
-@functools.cache
-def _library(definitions: tuple[str, ...]) -> ctypes.CDLL:
-    """The source compiled with these definitions, from the cache folder if it was compiled before.
-
-    Raises:
-        RuntimeError: the compiler failed, or the cache folder cannot be written.
-    """
-    command = [str(provenance.cpp_compiler()), *FLAGS, *definitions]
-    made_of = [SOURCE.read_text(), *command, _compiler_version(), provenance.processor_features()]
-    key = hashlib.sha256("\n".join(made_of).encode()).hexdigest()[:24]
-    path = provenance.cache_folder() / "kernels" / f"{SOURCE.stem}-{key}.so"
-    try:
-        if not path.exists():
-            _compile(command, path)
-        try:
-            library = ctypes.CDLL(str(path))
-        except OSError:  # cut off, as when the machine lost power
-            path.unlink(missing_ok=True)
-            _compile(command, path)
-            library = ctypes.CDLL(str(path))
-    except OSError as error:
-        raise RuntimeError(f"{path} cannot be written or read: {error}. Set RANVIER_CACHE to another folder") from error
+    library = load(SOURCE, _definitions(kind, dtype, steps, sends_bytes))
     pointer, integer = ctypes.c_void_p, ctypes.c_int64
     library.forward.argtypes = [ctypes.POINTER(_Work), pointer, pointer]
     library.backward.argtypes = [ctypes.POINTER(_Work), pointer, integer, *[pointer] * 4]
@@ -276,43 +202,14 @@ def _library(definitions: tuple[str, ...]) -> ctypes.CDLL:
     return library
 
 
-def _compile(command: list[str], path: Path) -> None:
-    """Run the compiler beside `path` and move what it made there: another process finds all of it or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        made = Path(folder, path.name)
-        done = subprocess.run(
-            [*command, "-o", str(made), str(SOURCE)], capture_output=True, text=True, timeout=300, check=False
-        )
-        if done.returncode:
-            reason = next((line for line in done.stderr.splitlines() if "error" in line), f"exit {done.returncode}")
-            raise RuntimeError(f"compiling them failed: {reason}")
-        os.replace(made, path)
-
-
-@functools.cache
-def _compiler_version() -> str:
-    return subprocess.run(
-        [str(provenance.cpp_compiler()), "--version"], capture_output=True, text=True, check=True
-    ).stdout
-
-
-def _address(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
-
-
-def _ask_for_huge_pages(tensor: Tensor) -> None:
-    """Ask Linux to back new memory with pages of 2 MiB: to hand out small ones takes longer than to fill them."""
-    size = tensor.numel() * tensor.element_size()
-    if size < HUGE or not sys.platform.startswith("linux"):
-        return
-    first = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-    length = (tensor.data_ptr() + size - first) // mmap.PAGESIZE * mmap.PAGESIZE
-    _libc().madvise(first, length, mmap.MADV_HUGEPAGE)  # where the kernel will not, nothing is lost
-
-
-@functools.cache
-def _libc() -> ctypes.CDLL:
-    library = ctypes.CDLL(None)
-    library.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    return library
+def _definitions(kind: Kind, dtype: torch.dtype, steps: int, sends_bytes: bool = False) -> tuple[str, ...]:
+    return definitions(
+        dtype,
+        steps,
+        sends_bytes,
+        CHARGE=("sum", "product", "quotient").index(kind.charge[0]),
+        SOFT=int(kind.reset == "soft"),
+        DETACH=int(kind.detach_reset),
+        SURROGATE=("triangle", "atan", "sigmoid", "rectangle").index(kind.surrogate),
+        LEARNS={"plif": 1, "lifb": 2}.get(kind.neuron, 0),
+    )

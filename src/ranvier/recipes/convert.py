@@ -20,6 +20,7 @@ from ranvier.conversion.bias import Bias
 from ranvier.conversion.threshold import Threshold
 from ranvier.data import Batches, ImageSplits
 from ranvier.evaluation import AccuracyByStep, accuracy_by_step
+from ranvier.kernels.full_float32 import full_float32
 from ranvier.models import Network
 from ranvier.recipes.recipe import TrainingRecipe
 from ranvier.recipes.trained import EVALUATION_BATCH, MODEL, RESULTS, InputFormat, load_data, load_trained
@@ -79,6 +80,7 @@ class ConversionResult:
         )
 
 
+@full_float32()
 def convert(
     ann: str,
     out: str | Path,

@@ -1,0 +1,192 @@
+"""The scan of converted neurons in C++, for CPUs: forward only, which is all that calibration and inference need.
+
+The source, `native_converted.cpp`, is compiled for signed and binary neurons or not, dtype and T. Thresholds, biases
+and initial potentials reach it as tables: a number for each neuron of a channels-last pixel, or of a contiguous image.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ranvier.dynamics import ConvertedState
+from ranvier.kernels.fused_scan import DTYPES, View, dense, laid_out_as, nobody_watches, outputs
+from ranvier.kernels.native_library import (
+    CHUNKS,
+    LINE,
+    PAST_CACHES,
+    address,
+    ask_for_huge_pages,
+    by_column,
+    definitions,
+    load,
+    threads_for,
+)
+
+SOURCE = Path(__file__).with_suffix(".cpp")
+
+MOST_PLANS = 64
+"""Sizes of input that `PreparedConverted` remembers; with more of them they are forgotten, and worked out again."""
+
+
+class Converted(NamedTuple):
+    """Converted neurons: arguments of `ranvier.dynamics.converted_scan`."""
+
+    threshold: Tensor
+    bias: Tensor
+    v_init: Tensor
+    signed: bool
+    binary: bool
+
+
+def unfit(current: Tensor, state: ConvertedState | None, neurons: Converted) -> str | None:
+    """Why the kernel cannot run these neurons on this input, and what to do; None if it can."""
+    given = {"current": current, "threshold": neurons.threshold, "bias": neurons.bias, "v_init": neurons.v_init}
+    if isinstance(state, ConvertedState):
+        given |= {"state.v": state.v, "state.emitted": state.emitted}
+    if not nobody_watches(*given.values()):
+        return (
+            "its kernel has no gradient, and no form that a compiler or exporter could see. Call it under "
+            'torch.no_grad(), or use implementation="auto".'
+        )
+    for name, tensor in given.items():
+        if tensor.device != current.device:
+            return f"{name} is on {tensor.device}, but current on {current.device}. Move it with .to({current.device})."
+    if current.dtype not in DTYPES["native"]:
+        return (
+            f"current has dtype {current.dtype}, but its kernel takes {', '.join(map(str, DTYPES['native']))}. "
+            'Use implementation="compiled", or convert it.'
+        )
+    if isinstance(state, ConvertedState) and state.v.dtype != torch.float32:
+        return f'state.v has dtype {state.v.dtype}, but its kernel takes torch.float32. Use implementation="reference".'
+    return None
+
+
+def run(
+    current: Tensor, state: ConvertedState | None, neurons: Converted, sends_bytes: bool = False
+) -> tuple[Tensor, ConvertedState]:
+    """`ranvier.dynamics.converted_scan` where `check_converted` let the input pass and `unfit` names no obstacle."""
+    current = dense(current)
+    return _Plan.of(current, neurons, sends_bytes).run(current, state)
+
+
+class PreparedConverted:
+    """The scan of one layer of neurons, to be called often: tables and sizes are worked out once.
+
+    Args:
+        sends_bytes: Whether spikes, of binary neurons without sign, are uint8.
+    """
+
+    def __init__(self, sends_bytes: bool = False) -> None:
+        self.sends_bytes = sends_bytes
+        self._made_of: tuple[Any, ...] = ()
+        self._plans: dict[tuple[Any, ...], _Plan] = {}
+
+    def __call__(
+        self, current: Tensor, state: ConvertedState | None, neurons: Converted
+    ) -> tuple[Tensor, ConvertedState]:
+        """What `run` gives."""
+        tensors = neurons[:3]
+        made_of = *((id(each), 0 if each.is_inference() else each._version) for each in tensors), *neurons[3:]
+        if made_of != self._made_of or len(self._plans) >= MOST_PLANS:
+            self._made_of, self._plans = made_of, {}
+        current = dense(current)
+        key = current.shape, current.stride(), current.dtype
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = self._plans[key] = _Plan.of(current, neurons, self.sends_bytes)
+        return plan.run(current, state)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PreparedConverted, (self.sends_bytes,)
+
+
+class _Work(ctypes.Structure):
+    """What the function is given: `Work` in the source."""
+
+    _fields_ = (
+        ("current", ctypes.c_void_p),
+        ("v", ctypes.c_void_p),
+        ("emitted", ctypes.c_void_p),
+        ("threshold", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("v_init", ctypes.c_void_p),
+        ("steps", ctypes.c_int64),
+        ("numel", ctypes.c_int64),
+        ("apart", ctypes.c_int64),
+        ("bias_apart", ctypes.c_int64),
+        ("columns", ctypes.c_int64),
+        ("chunks", ctypes.c_int64),
+        ("threads", ctypes.c_int64),
+        ("past_caches", ctypes.c_int64),
+    )
+
+
+class _Plan(NamedTuple):
+    """All that does not change from call to call on inputs of one size."""
+
+    work: _Work
+    library: ctypes.CDLL | None
+    neurons: Converted
+    sends_bytes: bool
+    tables: tuple[Tensor | None, ...]
+    """What `work` points to."""
+    start: Tensor | None
+    """Initial potential of every neuron of a batch, where each has its own."""
+
+    @classmethod
+    def of(cls, current: Tensor, neurons: Converted, sends_bytes: bool) -> _Plan:
+        steps, numel = len(current), current[0].numel()
+        library = None if numel == 0 else _library_of(neurons.signed, neurons.binary, current.dtype, steps, sends_bytes)
+        each = neurons.v_init.ndim > 1
+        alike = all(tensor.shape[-1] == 1 for tensor in (neurons.threshold, neurons.bias)) and (
+            each or len(neurons.v_init) == 1
+        )
+        columns = 1 if alike or numel == 0 else View.of(current, True).columns
+        threshold, bias = (by_column(tensor.float(), columns) for tensor in (neurons.threshold, neurons.bias))
+        v_init = None if each else by_column(neurons.v_init.float(), columns)
+        start = None
+        if each:
+            _, start = outputs(current)
+            start.copy_(neurons.v_init.expand(start.shape))
+        work = _Work(
+            threshold=address(threshold),
+            v_init=address(v_init),
+            steps=steps,
+            numel=numel,
+            apart=current.stride(0),
+            bias_apart=0 if len(bias) == 1 else bias.stride(0),
+            columns=columns,
+            chunks=CHUNKS,
+            past_caches=not sends_bytes and numel % LINE == 0 and steps * numel * current.element_size() >= PAST_CACHES,
+        )
+        return cls(work, library, neurons, sends_bytes, (threshold, bias, v_init), start)
+
+    def run(self, current: Tensor, state: ConvertedState | None) -> tuple[Tensor, ConvertedState]:
+        """All steps of `current`, of the size that this was made for."""
+        sent, v = outputs(current, torch.uint8 if self.sends_bytes else None)
+        emitted = torch.empty_like(v) if self.neurons.signed else v.new_empty(0)
+        begun = 0 if state is None else state.step
+        if self.library is not None:
+            ask_for_huge_pages(sent)
+            before = self.start if state is None else laid_out_as(v, state.v)
+            counts = None if state is None or not self.neurons.signed else laid_out_as(v, state.emitted)
+            work = _Work.from_buffer_copy(self.work)  # another thread may be about to run the same
+            work.current, work.v, work.emitted = current.data_ptr(), address(before), address(counts)
+            work.bias = self.tables[1].data_ptr() + 4 * work.bias_apart * begun  # type: ignore[union-attr]
+            work.threads = threads_for(work.steps * work.numel)
+            self.library.run(ctypes.byref(work), sent.data_ptr(), v.data_ptr(), address(emitted))
+        return sent, ConvertedState(v, emitted, begun + len(current))
+
+
+@functools.cache
+def _library_of(signed: bool, binary: bool, dtype: torch.dtype, steps: int, sends_bytes: bool) -> ctypes.CDLL:
+    library = load(SOURCE, definitions(dtype, steps, sends_bytes, SIGNED=int(signed), BINARY=int(binary)))
+    library.run.argtypes = [ctypes.POINTER(_Work), *[ctypes.c_void_p] * 3]
+    library.run.restype = None
+    return library
