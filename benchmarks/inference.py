@@ -355,7 +355,8 @@ def main() -> None:
     left_out = [
         name
         for name in CONTENDERS
-        if arguments.without_spikingjelly_compiled and "SpikingJelly" in name and "torch.compile" in name
+        if (arguments.without_spikingjelly_compiled and "SpikingJelly" in name and "torch.compile" in name)
+        or (arguments.device == "cuda" and name.endswith(", compiled"))  # there `auto` is that
     ]
     names = [name for name in CONTENDERS if name not in left_out]
     settings = [

@@ -12,8 +12,10 @@ from ranvier.conversion.progress import Progress
 from ranvier.conversion.search import Search, Settings
 from ranvier.conversion.spiking import ConvertedSNN
 from ranvier.conversion.threshold import THRESHOLDS, Threshold
+from ranvier.kernels.full_float32 import full_float32
 
 
+@full_float32()
 def convert(
     ann: nn.Module,
     calibration: Calibration,

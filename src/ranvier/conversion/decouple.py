@@ -13,6 +13,7 @@ from ranvier.conversion.draft import sizes
 from ranvier.conversion.spiking import GraphSNN, spiking
 from ranvier.conversion.trace_network import TracedNetwork, trace_network, usual_steps, widened
 from ranvier.conversion.vocabulary import LAYERS, is_site
+from ranvier.kernels.full_float32 import full_float32
 from ranvier.models import SpikingNetwork
 from ranvier.nn import LIFB, LIFPair, Neuron
 from ranvier.nn.time import steps_of
@@ -88,6 +89,7 @@ class DecoupledSNN(GraphSNN):
         self.report = report
 
 
+@full_float32()
 @torch.inference_mode(False)
 @torch.no_grad()
 def decouple(

@@ -17,6 +17,7 @@ from ranvier.conversion.recording import ConversionError, record
 from ranvier.conversion.translation import translate
 from ranvier.conversion.vocabulary import is_site
 from ranvier.conversion.without_time import spikes_already, without_time
+from ranvier.kernels.full_float32 import full_float32
 from ranvier.models import Network
 from ranvier.nn import QCFS, Neuron
 
@@ -26,6 +27,7 @@ TOLERANCE = 1e-4
 """Largest difference between the graph and the ANN, over the largest output: float32 rounding, in many layers."""
 
 
+@full_float32()
 @torch.inference_mode(False)
 @torch.no_grad()
 def trace(ann: nn.Module, images: Tensor, *, move_max_pool: bool = True) -> fx.GraphModule:

@@ -21,6 +21,7 @@ from ranvier.evaluation.activity import watching
 from ranvier.evaluation.mode import evaluating
 from ranvier.export.nir_read import from_nir
 from ranvier.export.nir_write import Written, content_of, count_neurons, cut, precision_of, translated
+from ranvier.kernels.full_float32 import full_float32
 from ranvier.models import Network, SpikingNetwork
 from ranvier.nn import LIFB, LIFPair, Neuron, ProxyActivation
 
@@ -123,6 +124,7 @@ class NIRReceipt:
         return cls(**content)
 
 
+@full_float32()
 @torch.inference_mode(False)
 @torch.no_grad()
 def to_nir(

@@ -1,6 +1,7 @@
 """Which implementation of a neuron runs, and why."""
 
 import importlib.util
+import inspect
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -147,9 +148,12 @@ def compile_whole(function: Function) -> Function:
     Raises:
         torch._dynamo.exc.Unsupported: At the first call, if `function` would break the graph.
     """
-    return torch.compile(  # type: ignore[call-overload]  # the overloads lag behind the signature
-        function, fullgraph=True, recompile_limit=RECOMPILE_LIMIT, isolate_recompiles=True
-    )
+    counts = {"recompile_limit": RECOMPILE_LIMIT, "isolate_recompiles": True}
+    known = {name: value for name, value in counts.items() if name in inspect.signature(torch.compile).parameters}
+    if not known:  # torch 2.11, which has one limit for all
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
+    compiled: Function = torch.compile(function, fullgraph=True, **known)  # type: ignore[call-overload]
+    return compiled
 
 
 def run_size(current: Tensor) -> int:

@@ -12,8 +12,8 @@ agree to rounding; those of learned tensors are summed in a fixed order, and so 
 Elements of one step are visited in the order in which they lie in memory, contiguous or channels-last alike.
 
 The operators `ranvier::fused_scan` and `ranvier::fused_scan_backward` are opaque to torch.compile and torch.export,
-which keep them whole. A program that was exported with them needs `import ranvier.kernels.fused_scan` where it is
-loaded. Gradients of gradients are not defined.
+which keep them whole; where neither traces, an autograd function does the same in less time. A program that was
+exported with them needs `import ranvier.kernels.fused_scan` where it is loaded. Gradients of gradients are not defined.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -25,6 +25,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ranvier import dynamics
 from ranvier.dynamics import ATan, NeuronState, Rectangle, Sigmoid, Triangle
@@ -228,21 +229,29 @@ def fused_scan(
         v = v.clone()  # autograd keeps no tensor that was made in inference mode
     if nobody_watches(current, v, rate, excess):
         return make_scan(current, v, rate, excess, backend, kind)
-    spikes, end = _scan_operator(current, v, rate, excess, backend, *kind)
+    if _traced(current, v, rate, excess):
+        spikes, end = _scan_operator(current, v, rate, excess, backend, *kind)
+    else:
+        spikes, end = _Scan.apply(current, v, rate, excess, backend, kind)
     return spikes, NeuronState(end)
 
 
 def nobody_watches(*tensors: Tensor | None) -> bool:
-    """Whether neither autograd nor what traces or batches calls needs an operator, which costs microseconds."""
-    watched = (
+    """Whether neither autograd nor what traces or batches calls has to see a scan."""
+    if _traced(*tensors):
+        return False
+    return not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors if tensor is not None))
+
+
+def _traced(*tensors: Tensor | None) -> bool:
+    """Whether something that traces or batches calls watches, which wants an operator."""
+    return (
         torch.compiler.is_compiling()
         or torch._C._is_tracing()
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._functorch.maybe_current_level() is not None
+        or any(type(tensor) not in (Tensor, torch.nn.Parameter) for tensor in tensors if tensor is not None)
     )
-    if watched or any(type(tensor) is not Tensor for tensor in tensors if tensor is not None):
-        return False
-    return not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors if tensor is not None))
 
 
 def make_scan(
@@ -260,6 +269,38 @@ def make_scan(
     if end.numel() > 0:
         _kernels(backend).forward(_job(kind, current, end, state, rate, excess), spikes, end)
     return spikes, NeuronState(end)
+
+
+class _Scan(torch.autograd.Function):
+    """The operators below without what makes them operators, which costs 50 us a call."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        current: Tensor,
+        state: Tensor | None,
+        rate: Tensor | None,
+        excess: Tensor | None,
+        backend: str,
+        kind: Kind,
+    ) -> tuple[Tensor, Tensor]:
+        """Spikes, and the potential after the last step."""
+        _setup_context(ctx, (current, state, rate, excess, backend, kind), None)
+        spikes, end = make_scan(current, state, rate, excess, backend, kind)
+        return spikes, end.v
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_spikes: Tensor | None, grad_end: Tensor | None) -> tuple[Any, ...]:
+        """Gradients of what forward was given."""
+        current, state, rate, excess = ctx.saved_tensors
+        if grad_spikes is None and grad_end is None:
+            return (None,) * 6
+        grad_current, grad_state, grad_learned = _gradients(
+            grad_spikes, grad_end, current, state, rate, excess, *ctx.others
+        )
+        learned = (grad_learned, None) if excess is None else (None, grad_learned)
+        return grad_current, grad_state, *learned, None, None
 
 
 # The operators. Their schemas hold tensors and plain values only.
@@ -310,13 +351,30 @@ def _scan_backward_operator(
     tau: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of current, state and the learned tensor; of the last two empty ones where there is none."""
+    kind = Kind(neuron, reset, detach_reset, surrogate, surrogate_number, v_threshold, v_burst, tau)
+    grad_current, *others = _gradients(grad_spikes, grad_end, current, state, rate, excess, backend, kind)
+    nothing = current.new_empty(0, dtype=torch.float32)
+    grad_state, grad_learned = (nothing.clone() if each is None else each for each in others)
+    return grad_current, grad_state, grad_learned
+
+
+def _gradients(
+    grad_spikes: Tensor | None,
+    grad_end: Tensor | None,
+    current: Tensor,
+    state: Tensor | None,
+    rate: Tensor | None,
+    excess: Tensor | None,
+    backend: str,
+    kind: Kind,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Gradients of current, state and the learned tensor; None where there is none."""
     current = dense(current)
     grad_current, end = outputs(current)
     learned = excess if rate is None else rate
     grad_state = None if state is None else torch.empty_like(end)
     grad_learned = None if learned is None else torch.zeros_like(learned)
     if end.numel() > 0:
-        kind = Kind(neuron, reset, detach_reset, surrogate, surrogate_number, v_threshold, v_burst, tau)
         grad_learned = _kernels(backend).backward(
             _job(kind, current, end, state, rate, excess),
             None if grad_spikes is None else laid_out_as(end, grad_spikes),
@@ -324,12 +382,7 @@ def _scan_backward_operator(
             grad_current,
             grad_state,
         )
-    nothing = end.new_empty(0)
-    return (
-        grad_current,
-        nothing if grad_state is None else grad_state,
-        torch.empty_like(nothing) if grad_learned is None else grad_learned,
-    )
+    return grad_current, grad_state, grad_learned
 
 
 @_scan_backward_operator.register_fake

@@ -15,6 +15,7 @@ from ranvier.data import Batches
 from ranvier.evaluation import AccuracyByStep, Activity, Costs, EarlyExit, Energy, accuracy_by_step, firing_rates
 from ranvier.evaluation.early_exit import MAX_LOSS
 from ranvier.kernels import compile_whole
+from ranvier.kernels.full_float32 import full_float32
 from ranvier.recipes.recipe import AnnRecipe
 from ranvier.recipes.trained import Trained, load_trained, sample
 from ranvier.report import early_exit_curve
@@ -81,6 +82,7 @@ class Evaluation:
         )
 
 
+@full_float32()
 def evaluate(
     path: str | Path,
     *,

@@ -17,6 +17,7 @@ from ranvier.atomic import remove_leftovers
 from ranvier.checks import check_choice
 from ranvier.evaluation import AccuracyByStep, accuracy_by_step, score_by_step
 from ranvier.kernels.dispatch import IMPLEMENTATIONS, Implementation, choose, compile_whole
+from ranvier.kernels.full_float32 import full_float32
 from ranvier.nn import keep_plainly, pack_spikes, recompute_norms
 from ranvier.training.checkpoints import Progress, load_checkpoint, save_checkpoint
 from ranvier.training.optimization import Optimization
@@ -75,7 +76,8 @@ class Execution:
     """How a training runs on the machine; none of it is meant to change what is learned."""
 
     precision: Precision = "bfloat16"
-    """Precision of convolutions and linear layers (autocast); potentials, losses and parameters stay in float32."""
+    """Precision of convolutions and linear layers (autocast); potentials, losses and parameters stay in float32.
+    At float32 a GPU trains convolutions in TF32, as is torch's default, and scores them in float32."""
     implementation: Implementation = "auto"
     """compiled: whole, by torch.compile; reference, native, triton: eager; auto: compiled, with low memory eager."""
     memory: Memory = "default"
@@ -300,7 +302,7 @@ class _Training:
     def evaluate(self, test: EpochBatches) -> AccuracyByStep:
         """Accuracy over all processes' parts of the test set."""
         batches = ((channels_last(images), labels) for images, labels in test.epoch(0) if len(labels))
-        with self.autocast:
+        with self.autocast, full_float32():
             own = accuracy_by_step(self.evaluated, batches, self.steps)
         if self.accelerator.num_processes == 1:
             return own
