@@ -3,7 +3,7 @@
     pip install --no-deps -r benchmarks/requirements.txt && pip install loguru
     python benchmarks/inference.py --out inference.json
     python benchmarks/inference.py --device cuda
-    python benchmarks/inference.py --accuracy RUN --data PATH    # of a trained network, at each precision
+    python benchmarks/inference.py --accuracy RUN --data PATH    # of a trained or converted network
     python benchmarks/inference.py --rounds 2 --batches 2 --image-size 8 --stream-steps 20 \\
         --without-spikingjelly-compiled                                                        # a rehearsal
 
@@ -33,11 +33,10 @@ from torch import Tensor, nn
 
 from ranvier import models, provenance
 from ranvier.atomic import write_json
-from ranvier.data import Batches
 from ranvier.evaluation import accuracy_by_step
 from ranvier.export import to_inference
 from ranvier.nn import LIF, BatchNorm
-from ranvier.recipes import load_data, load_trained
+from ranvier.recipes import load_trained
 from ranvier.training import channels_last
 
 OURS = "ranvier, bfloat16, auto"
@@ -219,6 +218,23 @@ CONTENDERS: dict[str, Callable[[Setting], Contender]] = {
 }
 
 
+def seconds_of(call: Callable[[], Any], wait: Callable[[], None]) -> float:
+    """What one call takes."""
+    wait()
+    start = time.perf_counter()
+    call()
+    wait()
+    return time.perf_counter() - start
+
+
+def turn(call: Callable[[], Any], wait: Callable[[], None]) -> float:
+    """Mean of the calls of one turn, but the first."""
+    seconds = [seconds_of(call, wait)]
+    while len(seconds) < 2 or sum(seconds[1:]) < TURN_SECONDS:
+        seconds.append(seconds_of(call, wait))
+    return statistics.mean(seconds[1:])
+
+
 class Case:
     """One setting, and who takes part."""
 
@@ -251,21 +267,6 @@ class Case:
         model(images_of(self.setting), self.setting.steps)
         return float(sum(total for total, _ in sent)) / sum(count for _, count in sent)
 
-    def seconds(self, call: Callable[[], Any]) -> float:
-        """What one call takes."""
-        self.wait()
-        start = time.perf_counter()
-        call()
-        self.wait()
-        return time.perf_counter() - start
-
-    def turn(self, call: Callable[[], Any]) -> float:
-        """Mean of the calls of one turn."""
-        seconds = [self.seconds(call)]
-        while len(seconds) < 2 or sum(seconds[1:]) < TURN_SECONDS:
-            seconds.append(self.seconds(call))
-        return statistics.mean(seconds[1:])
-
     def wait(self) -> None:
         if self.setting.device.type == "cuda":
             torch.cuda.synchronize()
@@ -275,7 +276,7 @@ class Case:
         found: dict[str, list[float]] = {name: [] for name in self.contenders}
         for measured in [False, *[True] * count]:
             for name, contender in self.contenders.items():
-                elapsed = self.turn(contender.logits)
+                elapsed = turn(contender.logits, self.wait)
                 if measured:
                     found[name].append(elapsed)
         return found
@@ -288,29 +289,43 @@ class Case:
                 start = self.contenders[name].stream
                 assert start is not None
                 step = start()
-                elapsed = [self.seconds(step) for _ in range(2 + STREAM_TURN)]
+                elapsed = [seconds_of(step, self.wait) for _ in range(2 + STREAM_TURN)]
                 if turn:  # the first one compiles
                     values += elapsed[2:]
         return {name: values[:steps] for name, values in found.items()}
 
 
-def accuracy(folder: Path, data: str | None) -> Iterator[str]:
-    """Lines of a table: test accuracy of a trained network at each precision, and how often its answers change."""
+def of_a_run(folder: Path, data: str | None, batches: list[int], rounds: int) -> Iterator[str]:
+    """Lines of tables for a trained or converted network: accuracy at each precision, changed answers, and time."""
     trained = load_trained(folder)
-    recipe = trained.recipe.override(hold_out=0)
-    test = Batches(load_data(recipe, data).test, 250, normalization=trained.form.normalization)
-    batches = [(channels_last(images), labels) for images, labels in test]
-    steps = recipe.steps
-    yield "| test accuracy % | " + " | ".join(f"T={t}" for t in range(1, steps + 1)) + f" | same answers %, T={steps} |"
+    steps = trained.steps
+    test = [(channels_last(images), labels) for images, labels in trained.batches(data, steps=steps)]
+    built = {
+        "float32, in eval mode": trained.model.eval(),
+        **{name: to_inference(trained.model, precision=name) for name in ("float32", "bfloat16", "int8")},  # type: ignore[arg-type]
+    }
+    yield f"| test accuracy % | {' | '.join(f'T={t}' for t in range(1, steps + 1))} | same answers %, T={steps} |"
     yield "|---" * (steps + 2) + "|"
     expected: list[Tensor] = []
-    for precision in ("float32", "bfloat16", "int8"):
-        fast = to_inference(trained.model, precision=precision)  # type: ignore[arg-type]
-        curve = accuracy_by_step(fast, batches, steps)
-        answers = [fast(images, steps).mean(0).argmax(1) for images, _ in batches]
+    for name, network in built.items():
+        curve = accuracy_by_step(network, test, steps)
+        answers = [network(images, steps).mean(0).argmax(1) for images, _ in test]
         expected = expected or answers
         same = float(torch.cat([a == b for a, b in zip(answers, expected, strict=True)]).float().mean())
-        yield f"| {precision} | {' | '.join(f'{100 * value:.2f}' for value in curve.accuracy)} | {100 * same:.2f} |"
+        yield f"| {name} | {' | '.join(f'{100 * value:.2f}' for value in curve.accuracy)} | {100 * same:.2f} |"
+    yield f"\n| ms, T={steps} | {' | '.join(f'B={batch}' for batch in batches)} | range |"
+    yield "|---" * (len(batches) + 2) + "|"
+    times: dict[str, dict[int, list[float]]] = {name: {batch: [] for batch in batches} for name in built}
+    for batch in batches:
+        images = test[0][0][:batch]
+        for measured in [False, *[True] * rounds]:
+            for name, network in built.items():
+                elapsed = turn(lambda network=network, images=images: network(images, steps), lambda: None)  # type: ignore[misc]
+                if measured:
+                    times[name][batch].append(1e3 * elapsed)
+    for name, found in times.items():
+        spread = ", ".join(f"{min(values):.2f} to {max(values):.2f}" for values in found.values())
+        yield f"| {name} | {' | '.join(f'{statistics.median(values):.2f}' for values in found.values())} | {spread} |"
 
 
 HEADER = f"| | | median ms | range | / {OURS} |\n|---|---|---|---|---|"
@@ -340,12 +355,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9, help="at least 7, unless it is a rehearsal")
     parser.add_argument("--stream-steps", type=int, default=200)
     parser.add_argument("--without-spikingjelly-compiled", action="store_true", help="compiling it takes minutes")
-    parser.add_argument("--accuracy", type=Path, default=None, help="folder of a training, scored instead of timed")
+    parser.add_argument(
+        "--accuracy",
+        type=Path,
+        default=None,
+        help="folder of a trained or converted network: scored, and timed by itself",
+    )
     parser.add_argument("--data", default=None, help="of that training")
     parser.add_argument("--out", default=None, help="json file")
     arguments = parser.parse_args()
     if arguments.accuracy is not None:
-        print("\n".join(accuracy(arguments.accuracy, arguments.data)))
+        for line in of_a_run(arguments.accuracy, arguments.data, arguments.batches, arguments.rounds):
+            print(line, flush=True)
+        print(f"device: {provenance.device_name('cpu')}\nversions: {provenance.versions()}")
         return
     rehearsal = arguments.rounds < 7
     if rehearsal and arguments.out:

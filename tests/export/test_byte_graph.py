@@ -168,6 +168,42 @@ def test_logits_of_the_network_and_where_bytes_go(name: str) -> None:
     assert not any(neuron.binary for neuron in snn.neurons.values())
 
 
+def test_each_convolution_has_the_thresholds_of_its_own_neurons() -> None:
+    snn, images = converted("plain")
+    layers = [layer for layer in snn.modules() if isinstance(layer, nn.Conv2d | nn.Linear)][1:]
+    for exponent, neuron, layer in zip((-1, 1, 0), snn.neurons.values(), layers, strict=True):
+        neuron.threshold = 2.0 ** (exponent + torch.randint(-1, 2, (8,)))
+        neuron.v_init = neuron.threshold / 2
+        signs = torch.randint(-1, 2, layer.weight.shape) / 2
+        layer.weight.copy_(signs / neuron.threshold.view(-1, *(1,) * (layer.weight.ndim - 2)))
+    assert_same(to_inference(snn, precision="int8"), snn, images)
+
+
+class Named(nn.Module):
+    """Layers with names that new parts of the graph would have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(2, 8, 1), nn.Conv2d(8, 8, 1)
+        self.avg_pool2d_of_bytes, self.fold_time_2_numbers = nn.Conv2d(8, 8, 1), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.avg_pool2d(self.first(x).relu(), kernel_size=2, stride=1)
+        x = self.avg_pool2d_of_bytes(self.second(x).relu()).relu()
+        return self.fold_time_2_numbers(x.mean((2, 3)))
+
+
+def test_new_parts_replace_no_layer_of_their_name() -> None:
+    images = torch.randint(0, 4, (6, 2, 8, 8)) / 2
+    snn = few_bits(convert(Named(), images, steps=STEPS, threshold="max", bias="none"))
+    fast = to_inference(snn, precision="int8")
+    assert count(fast) == {"ByteConv2d": 2, "BytePool2d": 1, "Numbers": 1}
+    assert {"avg_pool2d_of_bytes_", "fold_time_2_numbers_"} <= {
+        name for name, _ in fast.network.network.named_children()
+    }
+    assert_same(fast, snn, images)
+
+
 def test_a_layer_that_the_graph_runs_twice_keeps_its_weights() -> None:
     """Its inputs may be worth different things."""
     snn, _ = converted("one convolution twice")
@@ -182,6 +218,21 @@ def test_a_layer_that_the_graph_runs_twice_keeps_its_weights() -> None:
     graph.recompile()
     with pytest.raises(ValueError, match="has no effect"):
         to_inference(snn, precision="int8")
+
+
+def test_a_neuron_that_the_graph_runs_twice_sends_numbers() -> None:
+    snn, images = converted("residual")
+    graph = snn.network
+    first, second, *_ = (
+        node
+        for node in graph.graph.nodes
+        if node.op == "call_module" and isinstance(graph.get_submodule(str(node.target)), Activation)
+    )
+    second.target = first.target
+    graph.recompile()
+    fast = to_inference(snn, precision="int8")
+    assert count(fast) == {"ByteConv2d": 2, "Numbers": 2}
+    assert_same(fast, snn, images)
 
 
 def test_streams_as_a_whole_call() -> None:
@@ -246,6 +297,15 @@ def test_neurons_and_layers_with_hooks_stay() -> None:
     sites[0].register_forward_hook(lambda _, __, out: None)
     fast = to_inference(snn, precision="int8")
     assert count(fast) == {"ByteConv2d": 1, "Numbers": 1}
+    assert_same(fast, snn, images)
+    layers = [part for part in snn.modules() if isinstance(part, nn.Conv2d)]
+    layers[2].register_forward_pre_hook(lambda _, given: None)
+    with pytest.raises(ValueError, match="has no effect"):
+        to_inference(snn, precision="int8")
+    snn, images = graph_of(nn.MaxPool2d(2), LIF)
+    next(iter(snn.sites.values())).register_forward_hook(lambda _, __, out: None)
+    fast = to_inference(snn, precision="int8")
+    assert count(fast) == {"ByteConv2d": 1, "BytePool2d": 1, "Numbers": 1}
     assert_same(fast, snn, images)
 
 

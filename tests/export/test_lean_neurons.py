@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ranvier import provenance
 from ranvier.dynamics import NeuronState
@@ -115,12 +116,18 @@ def test_converted_neurons_call_after_call(
     assert lean._prepared is not None
     with pytest.raises(ValueError, match="is for 4 channels"):
         lean(torch.zeros(1, 1, 3, 5))
+    with pytest.raises(ValueError, match="threshold is for 3 channels"):
+        lean_converted(torch.ones(3))(torch.zeros(2, 3, 1))
     twin = pickle.loads(pickle.dumps(lean))
     x = currents(2, 3, 4, 5)
     assert torch.equal(twin(x), lean(x))
     lean.threshold = lean.threshold / 2
     neuron.threshold = neuron.threshold / 2
     assert torch.equal(lean(x).float(), neuron(x))
+    if binary and not signed:
+        lean.sends_bytes = not sends_bytes
+        assert (lean(x).dtype == torch.uint8) == lean.sends_bytes
+        assert torch.equal(lean(x).float(), neuron(x))
 
 
 @NATIVE
@@ -285,6 +292,30 @@ def test_bad_input_is_named() -> None:
     _, lean = pair("lif")
     with pytest.raises(ValueError, match=r"\[T, B"):
         lean(torch.zeros(3))
+    for neuron in (lean, lean_converted()):
+        with pytest.raises(TypeError, match="current is a list"):
+            neuron([1.0])
+        for state in (torch.zeros(3, 4), (torch.zeros(3, 4),)):
+            with pytest.raises(TypeError, match=f"state is a {type(state).__name__}"):
+                neuron(torch.zeros(2, 3, 4), state)
+
+
+def lean_converted(threshold: Tensor | None = None) -> Lean:
+    """For four channels, or for one with another threshold."""
+    neuron = ConvertedIF(4 if threshold is None else 1)
+    neuron.threshold = neuron.threshold if threshold is None else threshold
+    make_lean(neuron, is_native=True)
+    assert isinstance(neuron, Lean)
+    return neuron
+
+
+@NATIVE
+def test_forward_derivatives_are_those_of_the_reference() -> None:
+    """No kernel knows them: a prepared one would leave them out without a word."""
+    x, direction = torch.rand(3, 2, 4), torch.ones(3, 2, 4)
+    with forward_ad.dual_level():
+        _, state = lean_converted()(forward_ad.make_dual(x, direction), return_state=True)
+        assert torch.equal(forward_ad.unpack_dual(state.v).tangent, torch.full((2, 4), 3.0))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -172,7 +172,7 @@ def test_bad_input_raises_before_anything_compiles(
     assert graphs() == before
 
 
-@pytest.mark.parametrize("implementation", ["reference", compiled])
+@pytest.mark.parametrize("implementation", ["reference", compiled, pytest.param("native", marks=needs_compiler)])
 def test_threshold_of_other_channels_raises(implementation: Implementation) -> None:
     """One channel of input would be spread over three neurons without a word."""
     with pytest.raises(ValueError, match="threshold is for 3 channels"):

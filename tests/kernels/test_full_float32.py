@@ -1,5 +1,7 @@
 """Where results are compared to rounding, a GPU must not round convolutions to TF32."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -33,6 +35,38 @@ def test_as_a_decorator_it_can_be_called_again() -> None:
     seen = full_float32()(set_for_convolutions)
     assert [seen(), seen()] == ["ieee", "ieee"]
     assert set_for_convolutions() != "ieee"
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_the_older_setting_can_be_read_in_the_block_and_is_put_back(allowed: bool) -> None:
+    """torch refuses to read it where convolutions and recurrent layers differ: networks that set cuDNN's flags would
+    fail.
+    """
+    cudnn: Any = torch.backends.cudnn
+    before = cudnn.allow_tf32
+    try:
+        cudnn.allow_tf32 = allowed
+        newer = cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision
+        with full_float32():
+            assert not cudnn.allow_tf32
+            with cudnn.flags(enabled=False):
+                pass
+        assert cudnn.allow_tf32 == allowed
+        assert (cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision) == newer
+    finally:
+        cudnn.allow_tf32 = before
+
+
+def test_settings_that_the_older_one_cannot_say_are_put_back() -> None:
+    cudnn: Any = torch.backends.cudnn
+    before = cudnn.allow_tf32
+    try:
+        cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision = "tf32", "ieee"
+        with full_float32():
+            assert set_for_convolutions() == "ieee"
+        assert (cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision) == ("tf32", "ieee")
+    finally:
+        cudnn.allow_tf32 = before
 
 
 def test_operations_are_counted_in_it(monkeypatch: pytest.MonkeyPatch) -> None:

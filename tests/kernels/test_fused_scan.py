@@ -15,6 +15,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.library import opcheck
 
 from ranvier import dynamics, kernels, nn
@@ -342,6 +344,27 @@ def test_upstream_gradients_lie_in_any_memory(layout: str) -> None:
     torch.testing.assert_close(*gradients)
 
 
+@pytest.mark.parametrize("name", ["lif", "plif", "lifb"])
+def test_gradients_come_in_batches(name: str) -> None:
+    """`is_grads_batched`, which vectorised jacobians use, hands on gradients that have no memory of their own."""
+    current, learned = normal(3, 2, 4, 5, seed=0).requires_grad_(), learned_by(name, 4, seed=1)
+    wanted = [current, *(tensor.requires_grad_() for tensor in learned)]
+    spikes, _ = getattr(kernels, f"{name}_scan")(current, None, PARAMS[name](), *learned, implementation=BACKEND)
+    upstream = normal(2, *spikes.shape, seed=2)
+    batched = torch.autograd.grad(spikes, wanted, upstream, is_grads_batched=True, retain_graph=True)
+    singly = [torch.autograd.grad(spikes, wanted, each, retain_graph=True) for each in upstream]
+    for gradients, each in zip(batched, zip(*singly, strict=True), strict=True):
+        assert torch.equal(gradients, torch.stack(each))
+
+
+def test_gradients_of_gradients_are_refused() -> None:
+    current = normal(3, 2, 5, seed=0).requires_grad_()
+    spikes, _ = kernels.lif_scan(current, None, LIFParams(), implementation=BACKEND)
+    (gradient,) = torch.autograd.grad((spikes * spikes).sum(), current, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
 def test_no_samples() -> None:
     current, strength = torch.zeros(3, 0, 4, requires_grad=True), torch.ones(4, requires_grad=True)
     spikes, state = kernels.lifb_scan(current, None, LIFBParams(), strength, implementation=BACKEND)
@@ -511,6 +534,13 @@ def test_every_surrogate_and_neuron_has_a_kernel() -> None:
 def test_what_no_kernel_has_rules_for_runs_the_reference() -> None:
     """Tracing, torch.func, forward-mode differentiation, states of inference mode, other devices."""
     current = normal(2, 3, 2**10, seed=0) + 0.4
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="jvp"):
+        kernels.lif_scan(forward_ad.make_dual(current, current), None, LIFParams(), implementation=BACKEND)
+    for before_dispatch in (False, True):
+        graph = make_fx(
+            lambda x: kernels.lif_scan(x, None, LIFParams(), implementation=BACKEND)[0], pre_dispatch=before_dispatch
+        )(current)
+        assert torch.ops.ranvier.fused_scan.default in {node.target for node in graph.graph.nodes}
     neuron = nn.LIF(surrogate=ATan())
     reference = nn.LIF(surrogate=ATan(), implementation="reference")
     with torch.no_grad(), warnings.catch_warnings():

@@ -56,9 +56,9 @@ def assert_equal(got: tuple[Tensor, ConvertedState], expected: tuple[Tensor, Con
     batch=st.integers(1, 3),
     channels=st.sampled_from([1, 2, 5, 16, 17, 33]),
     frame=st.sampled_from([(), (1,), (3,), (1, 1), (3, 5), (4, 4)]),
-    layout=st.sampled_from(sorted(LAYOUTS)),
+    layouts=st.tuples(*[st.sampled_from(sorted(LAYOUTS))] * 2),
     varies=st.booleans(),
-    shared=st.booleans(),
+    shared=st.sampled_from(["nothing", "all but the potential", "all"]),
     each=st.booleans(),
     signed=st.booleans(),
     binary=st.booleans(),
@@ -69,25 +69,27 @@ def test_two_calls_are_those_of_the_reference(
     batch: int,
     channels: int,
     frame: tuple[int, ...],
-    layout: str,
+    layouts: tuple[str, str],
     varies: bool,
-    shared: bool,
+    shared: str,
     each: bool,
     signed: bool,
     binary: bool,
 ) -> None:
-    """Random floats: no operation rounds otherwise. The second call goes on from the state of the first."""
+    """Random floats: no operation rounds otherwise. The second call goes on from the state of the first, which may lie
+    in memory in another way.
+    """
     generator = torch.Generator().manual_seed(seed)
     kind = neurons(
         generator,
-        1 if shared else channels,
+        channels if shared == "nothing" else 1,
         2 * steps if varies else 1,
-        (channels, *frame) if each and frame else (),
+        (channels, *frame) if each and frame else (1 if shared == "all" else channels,),
         signed=signed,
         binary=binary,
     )
     first, second = (
-        LAYOUTS[layout](torch.randn(steps, batch, channels, *frame, generator=generator)) for _ in range(2)
+        LAYOUTS[layout](torch.randn(steps, batch, channels, *frame, generator=generator)) for layout in layouts
     )
     got, expected = run(first, None, kind), dynamics.converted_scan(first, None, *kind)
     assert_equal(got, expected)
@@ -114,12 +116,16 @@ def test_bfloat16_rounds_what_is_sent_and_nothing_else(signed: bool) -> None:
     assert (got[0].dtype, got[1].v.dtype) == (torch.bfloat16, torch.float32)
 
 
-def test_outputs_larger_than_the_caches() -> None:
-    generator = torch.Generator().manual_seed(0)
-    current = torch.randn(2, 64, 64, 33, 32, generator=generator).to(memory_format=torch.preserve_format)
+@pytest.mark.parametrize("spare", [0, 3])
+def test_outputs_larger_than_the_caches(spare: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Written past them, where lines are whole, and like any other where they are not."""
+    generator, asked = torch.Generator().manual_seed(0), []
+    monkeypatch.setattr(native_converted, "ask_for_huge_pages", lambda tensor: asked.append(tensor.numel()))
+    current = torch.randn(2, 2**11 + spare, 2**11 + spare, generator=generator)
     assert current.numel() * 4 >= native_library.PAST_CACHES
-    kind = neurons(generator, 64, 2)
+    kind = neurons(generator, 2**11 + spare, 2)
     assert_equal(run(current, None, kind), dynamics.converted_scan(current, None, *kind))
+    assert asked == [current.numel()]
 
 
 def test_bytes_are_the_binary_spikes() -> None:
@@ -145,6 +151,8 @@ def test_nothing_to_run_on() -> None:
     kind = neurons(torch.Generator(), 5, 1)
     sent, state = run(torch.zeros(3, 0, 5, 2), None, kind)
     assert (sent.shape, state.v.shape, state.step) == ((3, 0, 5, 2), (0, 5, 2), 3)
+    sent, state = run(torch.zeros(3, 2, 0), None, neurons(torch.Generator(), 0, 1))
+    assert (sent.shape, state.v.shape) == ((3, 2, 0), (2, 0))
 
 
 def test_prepared_neurons_follow_their_thresholds_and_any_size() -> None:
@@ -162,11 +170,35 @@ def test_prepared_neurons_follow_their_thresholds_and_any_size() -> None:
             assert torch.equal(state.v, expected.v)
         kind.threshold.mul_(0.5)
         kind.bias.add_(0.1)
+        assert_equal(scan(current, None, kind), dynamics.converted_scan(current, None, *kind))
+    kind = kind._replace(binary=True)
+    assert_equal(scan(current, None, kind), dynamics.converted_scan(current, None, *kind))
     for batch in range(1, 2 * native_converted.MOST_PLANS):
         scan(torch.zeros(1, batch, 5), None, kind)
-    assert len(scan._plans) <= native_converted.MOST_PLANS
+    assert len(scan._known.plans) <= native_converted.MOST_PLANS
     for twin in (copy.deepcopy(scan), pickle.loads(pickle.dumps(scan))):
         assert torch.equal(twin(current, None, kind)[0], scan(current, None, kind)[0])
+
+
+def test_prepared_neurons_follow_a_threshold_whose_data_are_replaced() -> None:
+    """It stays the same tensor, in the same version."""
+    generator = torch.Generator().manual_seed(0)
+    kind, scan = neurons(generator, 5, 1), PreparedConverted()
+    current = torch.randn(4, 3, 5, generator=generator)
+    for _ in range(8):
+        assert_equal(scan(current, None, kind), dynamics.converted_scan(current, None, *kind))
+        kind.threshold.data = torch.rand(5, generator=generator) + 0.1
+
+
+def test_as_many_sizes_as_are_remembered_are_worked_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    plan_of = native_converted._Plan.of
+    monkeypatch.setattr(native_converted, "MOST_PLANS", 3)
+    monkeypatch.setattr(native_converted._Plan, "of", lambda *given: made.append(len(given[0][0])) or plan_of(*given))
+    kind, scan = neurons(torch.Generator(), 5, 1), PreparedConverted()
+    for batch in (1, 2, 3) * 3:
+        scan(torch.zeros(1, batch, 5), None, kind)
+    assert made == [1, 2, 3]
 
 
 def test_large_inputs_run_it_unless_gradients_watch() -> None:
@@ -189,6 +221,12 @@ def test_large_inputs_run_it_unless_gradients_watch() -> None:
     [
         ({"current": torch.zeros(2, 2, 5, dtype=torch.float16)}, "its kernel takes torch.float32, torch.bfloat16"),
         ({"state": ConvertedState(torch.zeros(2, 5).double(), torch.zeros(0), 0)}, "state.v has dtype torch.float64"),
+        (
+            {"state": ConvertedState(torch.zeros(2, 5), torch.zeros(2, 5).double(), 0), "signed": True},
+            "state.emitted has dtype torch.float64",
+        ),
+        ({"threshold": torch.ones(5).double()}, "threshold has dtype torch.float64"),
+        ({"threshold": torch.ones(5, device="meta")}, "threshold is on meta, but current on cpu"),
         ({"surrogate": Triangle(1.0)}, "converted neurons that train have no native scan"),
         ({"current": torch.zeros(2, 2, 5, device="meta")}, "its kernels run on CPUs"),
     ],

@@ -110,7 +110,7 @@ def test_compiles_for_gpus_that_are_not_here(
     constants = triton_scan._Constants.of(fused_scan.Kind(name, reset, True, "triangle", 0.5, 0.5, 1.0, tau))
     view = fused_scan.View(32, 4096, 32) if name == "lifb" else fused_scan.View(1, 2**20, 2**20)
     learns = name in ("plif", "lifb")
-    forward, backward = triton_scan._Tile.of(view, steps), triton_scan._Tile.of(view, steps, 2 if learns else 1)
+    forward, backward = triton_scan.Tile.of(view, steps), triton_scan.Tile.of(view, steps, 2 if learns else 1)
     function, number = fused_scan.SURROGATES[type(surrogate)]
     given = {
         "current": dtype,

@@ -99,10 +99,9 @@ def _pool(graph: fx.GraphModule, node: fx.Node, layer: nn.Module) -> BytePool2d:
     """Have a node pool bytes."""
     assert isinstance(layer, nn.MaxPool2d | nn.AvgPool2d)
     pool = BytePool2d(layer)
-    name = f"{node.name}_of_bytes"
-    graph.add_submodule(name, pool)
     (source,) = node.all_input_nodes
-    node.op, node.target, node.args, node.kwargs = "call_module", name, (source,), {}
+    target = _added(graph, f"{node.name}_of_bytes", pool)
+    node.op, node.target, node.args, node.kwargs = "call_module", target, (source,), {}
     return pool
 
 
@@ -114,8 +113,15 @@ def _give_numbers(
         if source not in sent:
             continue
         if source not in numbers:
-            name = f"{source.name}_numbers"
-            graph.add_submodule(name, Numbers(sent[source]))
+            target = _added(graph, f"{source.name}_numbers", Numbers(sent[source]))
             with graph.graph.inserting_after(source):
-                numbers[source] = graph.graph.call_module(name, (source,))
+                numbers[source] = graph.graph.call_module(target, (source,))
         node.replace_input_with(source, numbers[source])
+
+
+def _added(graph: fx.GraphModule, name: str, part: nn.Module) -> str:
+    """The name under which a graph has a new part: this one, or the next that no layer of the network has."""
+    while hasattr(graph, name):
+        name += "_"
+    graph.add_submodule(name, part)
+    return name

@@ -29,7 +29,9 @@ class Lean(Neuron):
 
     def forward(self, current: Tensor, state: Any = None, *, return_state: bool = False) -> Any:
         """Spikes `[T, B, ...]`, with `return_state` also the state, as those of the neuron that it was."""
-        found = self.fast(current, state) if self.is_native and current.device.type == "cpu" else None
+        found = None
+        if self.is_native and isinstance(current, Tensor) and current.device.type == "cpu":
+            found = self.fast(current, state)
         if found is None:
             spikes, after = self.scan(current, state)
             found = (as_bytes(spikes) if self.sends_bytes else spikes), after
@@ -55,6 +57,8 @@ class LeanScan(Lean):
         return spikes, NeuronState(end)
 
     def _run(self, current: Tensor, state: Any) -> PreparedScan | None:
+        if state is not None and not isinstance(state, NeuronState):
+            return None
         v = None if state is None else state.v
         if not nobody_watches(current, v) or current.dtype not in DTYPES["native"]:
             return None

@@ -237,8 +237,8 @@ def fused_scan(
 
 
 def nobody_watches(*tensors: Tensor | None) -> bool:
-    """Whether neither autograd nor what traces or batches calls has to see a scan."""
-    if _traced(*tensors):
+    """Whether neither autograd, backward or forward, nor what traces or batches calls has to see a scan."""
+    if _traced(*tensors) or torch.autograd.forward_ad._current_level >= 0:
         return False
     return not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors if tensor is not None))
 
@@ -249,6 +249,7 @@ def _traced(*tensors: Tensor | None) -> bool:
         torch.compiler.is_compiling()
         or torch._C._is_tracing()
         or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._dispatch_tls_is_dispatch_key_included(torch._C.DispatchKey.PreDispatch)
         or torch._C._functorch.maybe_current_level() is not None
         or any(type(tensor) not in (Tensor, torch.nn.Parameter) for tensor in tensors if tensor is not None)
     )
@@ -294,13 +295,24 @@ class _Scan(torch.autograd.Function):
     def backward(ctx: Any, grad_spikes: Tensor | None, grad_end: Tensor | None) -> tuple[Any, ...]:
         """Gradients of what forward was given."""
         current, state, rate, excess = ctx.saved_tensors
-        if grad_spikes is None and grad_end is None:
+        backend, kind = ctx.others
+        given = [gradient for gradient in (grad_spikes, grad_end) if gradient is not None]
+        if not given:
             return (None,) * 6
-        grad_current, grad_state, grad_learned = _gradients(
-            grad_spikes, grad_end, current, state, rate, excess, *ctx.others
+        # Batches of gradients (is_grads_batched) have no memory of their own, and want the operator too.
+        if _traced(current, *given) or not all(map(torch._C._has_storage, given)):
+            gradients = _scan_backward_operator(grad_spikes, grad_end, current, state, rate, excess, backend, *kind)
+        else:
+            gradients = _gradients(grad_spikes, grad_end, current, state, rate, excess, backend, kind)
+        grad_current, grad_state, grad_learned = gradients
+        return (
+            grad_current,
+            None if state is None else grad_state,
+            None if rate is None else grad_learned,
+            None if excess is None else grad_learned,
+            None,
+            None,
         )
-        learned = (grad_learned, None) if excess is None else (None, grad_learned)
-        return grad_current, grad_state, *learned, None, None
 
 
 # The operators. Their schemas hold tensors and plain values only.

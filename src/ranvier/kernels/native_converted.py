@@ -48,7 +48,7 @@ def unfit(current: Tensor, state: ConvertedState | None, neurons: Converted) -> 
     """Why the kernel cannot run these neurons on this input, and what to do; None if it can."""
     given = {"current": current, "threshold": neurons.threshold, "bias": neurons.bias, "v_init": neurons.v_init}
     if isinstance(state, ConvertedState):
-        given |= {"state.v": state.v, "state.emitted": state.emitted}
+        given |= {"state.v": state.v} | ({"state.emitted": state.emitted} if neurons.signed else {})
     if not nobody_watches(*given.values()):
         return (
             "its kernel has no gradient, and no form that a compiler or exporter could see. Call it under "
@@ -62,8 +62,12 @@ def unfit(current: Tensor, state: ConvertedState | None, neurons: Converted) -> 
             f"current has dtype {current.dtype}, but its kernel takes {', '.join(map(str, DTYPES['native']))}. "
             'Use implementation="compiled", or convert it.'
         )
-    if isinstance(state, ConvertedState) and state.v.dtype != torch.float32:
-        return f'state.v has dtype {state.v.dtype}, but its kernel takes torch.float32. Use implementation="reference".'
+    for name, tensor in given.items():
+        # What is read as it lies is float32; of what is copied into tables float32 holds fewer bits too.
+        if tensor.dtype == torch.float64 or (name.startswith("state") and tensor.dtype != torch.float32):
+            return (
+                f'{name} has dtype {tensor.dtype}, but its kernel takes torch.float32. Use implementation="reference".'
+            )
     return None
 
 
@@ -78,32 +82,47 @@ def run(
 class PreparedConverted:
     """The scan of one layer of neurons, to be called often: tables and sizes are worked out once.
 
+    They are worked out again after a tensor of the neurons was replaced or written to, unless it was written to in a
+    way that torch does not count: through `.data`, or in inference mode into a tensor that was made there.
+
     Args:
         sends_bytes: Whether spikes, of binary neurons without sign, are uint8.
     """
 
     def __init__(self, sends_bytes: bool = False) -> None:
         self.sends_bytes = sends_bytes
-        self._made_of: tuple[Any, ...] = ()
-        self._plans: dict[tuple[Any, ...], _Plan] = {}
+        self._known = _Known((), (), {})
 
     def __call__(
         self, current: Tensor, state: ConvertedState | None, neurons: Converted
     ) -> tuple[Tensor, ConvertedState]:
         """What `run` gives."""
-        tensors = neurons[:3]
-        made_of = *((id(each), 0 if each.is_inference() else each._version) for each in tensors), *neurons[3:]
-        if made_of != self._made_of or len(self._plans) >= MOST_PLANS:
-            self._made_of, self._plans = made_of, {}
+        tensors, known = neurons[:3], self._known
+        versions = (0 if each.is_inference() else each._version for each in tensors)
+        made_of = *map(id, tensors), *(each.data_ptr() for each in tensors), *versions, *neurons[3:]
+        if made_of != known.made_of:
+            held = *tensors, *(each.detach() for each in tensors)
+            known = self._known = _Known(made_of, held, {})  # at once: another thread may be calling
         current = dense(current)
         key = current.shape, current.stride(), current.dtype
-        plan = self._plans.get(key)
+        plan = known.plans.get(key)
         if plan is None:
-            plan = self._plans[key] = _Plan.of(current, neurons, self.sends_bytes)
+            if len(known.plans) >= MOST_PLANS:
+                known.plans.clear()
+            plan = known.plans[key] = _Plan.of(current, neurons, self.sends_bytes)
         return plan.run(current, state)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PreparedConverted, (self.sends_bytes,)
+
+
+class _Known(NamedTuple):
+    """What is known of neurons as they are now."""
+
+    made_of: tuple[Any, ...]
+    held: tuple[Tensor, ...]
+    """The neurons' tensors and their memory: while they are here, nothing else gets their ids and addresses."""
+    plans: dict[tuple[Any, ...], _Plan]
 
 
 class _Work(ctypes.Structure):
@@ -142,12 +161,14 @@ class _Plan(NamedTuple):
     @classmethod
     def of(cls, current: Tensor, neurons: Converted, sends_bytes: bool) -> _Plan:
         steps, numel = len(current), current[0].numel()
-        library = None if numel == 0 else _library_of(neurons.signed, neurons.binary, current.dtype, steps, sends_bytes)
+        if numel == 0:
+            return cls(_Work(), None, neurons, sends_bytes, (), None)
+        library = _library_of(neurons.signed, neurons.binary, current.dtype, steps, sends_bytes)
         each = neurons.v_init.ndim > 1
         alike = all(tensor.shape[-1] == 1 for tensor in (neurons.threshold, neurons.bias)) and (
             each or len(neurons.v_init) == 1
         )
-        columns = 1 if alike or numel == 0 else View.of(current, True).columns
+        columns = 1 if alike else View.of(current, True).columns
         threshold, bias = (by_column(tensor.float(), columns) for tensor in (neurons.threshold, neurons.bias))
         v_init = None if each else by_column(neurons.v_init.float(), columns)
         start = None

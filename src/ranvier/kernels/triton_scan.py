@@ -121,7 +121,7 @@ def _rectangle(u, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def _tile(rows, columns, column_blocks, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def tile_of_program(rows, columns, column_blocks, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Offsets, mask and columns of the tile of this program: `[ROWS, COLUMNS]` of `[rows, columns]` in memory."""
     program = tl.program_id(0)  # divided in 32 bits, where that is cheap, then widened: offsets may pass 2^31
     row = (program // column_blocks).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
@@ -153,7 +153,7 @@ def _forward_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    offsets, mask, column = _tile(rows, columns, column_blocks, ROWS, COLUMNS)
+    offsets, mask, column = tile_of_program(rows, columns, column_blocks, ROWS, COLUMNS)
     apart = tl.cast(apart, tl.int64)
     numel = tl.cast(numel, tl.int64)
     leak = LEAK
@@ -212,7 +212,7 @@ def _backward_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    offsets, mask, column = _tile(rows, columns, column_blocks, ROWS, COLUMNS)
+    offsets, mask, column = tile_of_program(rows, columns, column_blocks, ROWS, COLUMNS)
     apart = tl.cast(apart, tl.int64)
     grad_apart = tl.cast(grad_apart, tl.int64)
     numel = tl.cast(numel, tl.int64)
@@ -301,10 +301,10 @@ def backward(
     for number in reversed(range(len(starts))):
         held = slice(number * HELD_STEPS, (number + 1) * HELD_STEPS)
         part, sent = job.current[held], None if grad_spikes is None else grad_spikes[held]
-        tile = _Tile.of(view, len(part), 1 if learned is None else 2)
+        tile = Tile.of(view, len(part), 1 if learned is None else 2)
         partial = None if learned is None else like_end.new_empty(tile.num_partial(job.rate is not None))
         before = torch.empty_like(like_end) if number > 0 else grad_state
-        with _on(part):
+        with on_device_of(part):
             _backward_kernel[(tile.programs,)](
                 part,
                 starts[number],
@@ -368,7 +368,7 @@ class _Constants(NamedTuple):
         return cls(*CHARGES[charge], number, *RESETS[kind.reset])
 
 
-class _Tile(NamedTuple):
+class Tile(NamedTuple):
     """The part of a step in memory that one program works on, and how many programs there are."""
 
     rows: int
@@ -378,7 +378,7 @@ class _Tile(NamedTuple):
     all_columns: int
 
     @classmethod
-    def of(cls, view: View, steps: int, held: int = 1) -> "_Tile":
+    def of(cls, view: View, steps: int, held: int = 1) -> "Tile":
         """Tiles for kernels whose threads hold `held` numbers of each step for each element."""
         steps = triton.next_power_of_2(steps)
         size = 32 * WARPS * max(1, min(8, REGISTERS // (held * steps)))  # 8: 16 bytes of bfloat16 in one read
@@ -390,6 +390,7 @@ class _Tile(NamedTuple):
 
     @property
     def programs(self) -> int:
+        """How many there are."""
         return self.row_blocks * self.column_blocks
 
     def num_partial(self, one_sum: bool) -> int:
@@ -400,8 +401,8 @@ class _Tile(NamedTuple):
 def _run_forward(job: Job, held: slice, state: Tensor | None, spikes: Tensor | None, end: Tensor) -> None:
     """Launch the forward kernel for the steps `held`; without `spikes` for the potential alone."""
     view, constants, current = job.view, _Constants.of(job.kind), job.current[held]
-    tile = _Tile.of(view, len(current))
-    with _on(current):
+    tile = Tile.of(view, len(current))
+    with on_device_of(current):
         _forward_kernel[(tile.programs,)](
             current,
             state,
@@ -435,6 +436,6 @@ def _added_up(sums: list[Any], view: View, learned: Tensor, by_channel: bool) ->
     return torch.cat(sums).view(-1, view.columns).sum(0).view(len(learned), -1).sum(1)
 
 
-def _on(tensor: Tensor) -> AbstractContextManager[None]:
+def on_device_of(tensor: Tensor) -> AbstractContextManager[None]:
     """Kernels start on the present device: make that the one of `tensor`."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
