@@ -424,9 +424,6 @@ def test_what_has_no_kernel_is_refused_with_a_way_out() -> None:
     assert "state.v has dtype torch.float64" in refused(dynamics.lif_step, current, double, LIFParams())
     assert "surrogate Steeper" in refused(dynamics.lif_step, current, None, LIFParams(surrogate=Steeper()))
     assert "decay has shape [4]" in refused(dynamics.plif_step, current, None, PLIFParams(), torch.zeros(4))
-    if BACKEND == "triton":
-        with pytest.raises(RuntimeError, match=r"converted neurons have no Triton scan.*\"compiled\""):
-            kernels.converted_scan(current, None, *torch.ones(3, 1, 4), implementation=BACKEND)
     with pytest.raises(ValueError, match="5 burst strengths need"):
         kernels.lifb_scan(torch.zeros(2, 3, 4), None, LIFBParams(), torch.ones(5), implementation=BACKEND)
 

@@ -84,6 +84,8 @@ def test_two_calls_are_those_of_the_reference(
     dtype: torch.dtype,
 ) -> None:
     neurons = drawn(seed, channels, 2 * steps if varies else 1, frame if each else (), signed=signed, binary=binary)
+    if dtype == torch.bfloat16:  # the interpreter cuts bits off where a GPU rounds: send what needs no rounding
+        neurons = neurons._replace(threshold=2.0 ** neurons.threshold.mul(4).floor())
     state: Any = None
     after: Any = None
     for call in range(2):

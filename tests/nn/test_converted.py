@@ -297,6 +297,13 @@ def test_copies_of_a_neuron_in_training() -> None:
     assert [type(module) for module in fixed] == [nn.Linear, ConvertedIF]
 
 
+def test_fixed_copies_keep_hooks_of_neurons_that_are_not_in_training() -> None:
+    network, calls = nn.Sequential(calibrated()), []
+    network[0].register_forward_hook(lambda *given: calls.append(1))
+    fixed_copy(network)(torch.randn(STEPS, 2, CHANNELS))
+    assert calls == [1]
+
+
 def test_a_checkpoint_of_training_restores_it() -> None:
     """Also of thresholds below the floor: the numbers that the optimizer changes are those that are kept."""
     neuron, other = calibrated(), calibrated()

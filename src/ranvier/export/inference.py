@@ -85,7 +85,7 @@ def to_inference(
         RuntimeError: The implementation that was asked for, or int8, cannot run here; the message says why.
         TypeError: `model` is no such network, or has parameters of layers that have no bfloat16 form here.
         ValueError: Unknown precision or implementation, or a network that is in analog mode; at int8, compiled, layers
-            that are used twice, or no convolution that gets spikes.
+            of a `Network` that are used twice, or no convolution that gets spikes.
 
     >>> from ranvier.models import mlp
     >>> fast = to_inference(mlp([16, 8, 3]), precision="float32")

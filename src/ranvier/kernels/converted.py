@@ -1,9 +1,9 @@
 """The scan of converted neurons, made fast: `ranvier.dynamics.converted_scan` plus `implementation=`.
 
-On a CPU one kernel, `ranvier.kernels.native_converted`, runs all steps where neither gradients nor a compiler watch.
-Elsewhere, unlike with the other neurons, one step is compiled and not the loop: calibration runs the same layer at many
-T, and each T would compile again. With a surrogate, to fine-tune a network, the reference runs: such a network is
-compiled whole.
+One kernel, of `ranvier.kernels.native_converted` on a CPU and of `ranvier.kernels.triton_converted` on a GPU, runs all
+steps where neither gradients nor a compiler watch. Where it cannot, one step is compiled and not the loop, unlike with
+the other neurons: calibration runs the same layer at many T, and each T would compile again. With a surrogate, to
+fine-tune a network, the reference runs: such a network is compiled whole.
 """
 
 import functools
@@ -16,12 +16,11 @@ from ranvier import dynamics
 from ranvier.dynamics import Surrogate
 from ranvier.dynamics.converted import ConvertedState, begin, check_converted, check_num_channels, converted_step
 from ranvier.dynamics.scan import check_scan, per_channel
+from ranvier.kernels import native_converted
 from ranvier.kernels.dispatch import Implementation, choose_scan, compile_whole, run_size
 from ranvier.kernels.fused_scan import NAMES, Backend
-from ranvier.kernels.native_converted import Converted, run, unfit
+from ranvier.kernels.native_converted import Converted, unfit
 from ranvier.kernels.scan import sizes_open
-
-INSTEAD = 'Use implementation="compiled".'
 
 
 def converted_scan(
@@ -39,24 +38,22 @@ def converted_scan(
     """`ranvier.dynamics.converted_scan`; see there.
 
     Raises:
-        RuntimeError: `compiled` or `native` was asked for and cannot run here, or `triton`, which has no kernel for
-            these neurons.
+        RuntimeError: The implementation that was asked for cannot run here: there is no compiler or GPU, or there are
+            gradients or a compiler, which kernels do not serve.
     """
     check_scan(current, None)
     neurons = Converted(threshold, bias, v_init, signed, binary)
 
     def obstacle(backend: Backend) -> str | None:
-        if backend == "triton" or surrogate is not None:
-            return (
-                f"converted neurons{' that train' * (surrogate is not None)} have no {NAMES[backend]} scan. {INSTEAD}"
-            )
-        return unfit(current, state, neurons)
+        if surrogate is not None:
+            return f'converted neurons that train have no {NAMES[backend]} scan. Use implementation="compiled".'
+        return unfit(current, state, neurons, backend)
 
     choice = choose_scan(implementation, current.device, run_size(current), obstacle)
-    if choice.implementation == "native":
+    if choice.implementation in ("native", "triton"):
         check_converted(current, state, bias, v_init, signed)
         check_num_channels("threshold", threshold, current)
-        return run(current, state, neurons)
+        return _kernel(choice.implementation)(current, state, neurons)
     if choice.implementation == "reference" or surrogate is not None:
         return dynamics.converted_scan(current, state, threshold, bias, v_init, signed, binary, surrogate)
     v, emitted, rows, state = begin(current, state, bias, v_init, signed)
@@ -67,6 +64,15 @@ def converted_scan(
     for x, b, y in zip(current.unbind(0), rows, sent.unbind(0), strict=True):
         v, emitted = step(*map(sizes_open, (x, v, emitted, threshold, b, y)), signed, binary)
     return sent, ConvertedState(v, emitted, state.step + len(current))
+
+
+def _kernel(backend: str) -> Callable[[Tensor, ConvertedState | None, Converted], tuple[Tensor, ConvertedState]]:
+    """That of a backend, imported where it is used: one needs Triton."""
+    if backend == "native":
+        return native_converted.run
+    from ranvier.kernels import triton_converted
+
+    return triton_converted.run
 
 
 @functools.cache

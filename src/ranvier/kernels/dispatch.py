@@ -87,8 +87,8 @@ def choose_scan(
     """Decide what runs one neuron over time: as `choose`, or one kernel for all steps.
 
     Where a model is being compiled or exported, `auto` traces the reference, as `choose` says; `native` and `triton`
-    stay one operator in it. On a CPU a model that is compiled keeps `native`: it is as fast there as what the compiler
-    would write, and needs half the time to compile.
+    stay one operator in it, if these neurons have one. On a CPU a model that is compiled keeps `native`: it is as fast
+    there as what the compiler would write, and needs half the time to compile.
 
     Args:
         implementation: `auto`, or the one that must run.

@@ -9,8 +9,9 @@
 
 #include "native_lines.h"
 
-// What `run` is given: `_Work` in native_converted.py. Tables hold a number for each of `columns` neurons that lie side
-// by side, and after them, beginning anew, for those of a line more.
+// What `run` is given: `_Work` in native_converted.py. Where lines lie in one channel each (`inner` neighbours in memory
+// share one, a multiple of a line), tables hold a number for each channel. Else `inner` is 0, and they hold one for each
+// of `columns` neurons that lie side by side, and after them, beginning anew, for those of a line more.
 struct Work {
     const Element* current;  // [steps, numel], `apart` elements from step to step
     const float* v;          // [numel], or null: it starts at `v_init`
@@ -18,23 +19,26 @@ struct Work {
     const float* threshold;  // table
     const float* bias;       // tables, `bias_apart` from step to step
     const float* v_init;     // table, or null
-    int64_t steps, numel, apart, bias_apart, columns, chunks, threads, past_caches;
+    int64_t steps, numel, apart, bias_apart, columns, inner, chunks, threads, past_caches;
 };
 
 namespace {
 
+// What a table says of a line.
+INLINE Float look_up(const Work& work, const float* place) { return work.inner ? all(*place) : load(place, LINE); }
+
 template <bool PAST_CACHES>
 INLINE void line(const Work& work, int64_t at, int64_t count, Sent* sent, float* v_end, float* emitted_end) {
-    const int64_t column = at % work.columns;
-    const Float threshold = load(work.threshold + column, LINE);
-    Float v = work.v ? load(work.v + at, count) : load(work.v_init + column, LINE);
+    const int64_t column = at % work.columns, place = work.inner ? column / work.inner : column;
+    const Float threshold = look_up(work, work.threshold + place);
+    Float v = work.v ? load(work.v + at, count) : look_up(work, work.v_init + place);
     Float emitted = SIGNED && work.emitted ? load(work.emitted + at, count) : all(0);
     const Element* x = work.current + at;
-    const float* bias = work.bias + column;
+    const float* bias = work.bias + place;
     sent += at;
     FOR_ALL_STEPS
     for (int64_t t = 0; t < (STEPS ? STEPS : work.steps); ++t) {
-        const Float h = v + (load(x, count) - load(bias, LINE));
+        const Float h = v + (load(x, count) - look_up(work, bias));
         Float fired = h >= threshold ? all(1) : all(0);
         if (SIGNED) {
             fired -= ((h < 0) & (emitted > 0)) ? all(1) : all(0);

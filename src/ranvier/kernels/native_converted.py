@@ -1,7 +1,8 @@
 """The scan of converted neurons in C++, for CPUs: forward only, which is all that calibration and inference need.
 
 The source, `native_converted.cpp`, is compiled for signed and binary neurons or not, dtype and T. Thresholds, biases
-and initial potentials reach it as tables: a number for each neuron of a channels-last pixel, or of a contiguous image.
+and initial potentials reach it as tables: a number for each channel of contiguous images, where a line of neurons lies
+in one, or for each neuron of a channels-last pixel.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ranvier.dynamics import ConvertedState
-from ranvier.kernels.fused_scan import DTYPES, View, dense, laid_out_as, nobody_watches, outputs
+from ranvier.kernels.fused_scan import DTYPES, Backend, View, dense, laid_out_as, nobody_watches, outputs
 from ranvier.kernels.native_library import (
     CHUNKS,
     LINE,
@@ -44,8 +45,8 @@ class Converted(NamedTuple):
     binary: bool
 
 
-def unfit(current: Tensor, state: ConvertedState | None, neurons: Converted) -> str | None:
-    """Why the kernel cannot run these neurons on this input, and what to do; None if it can."""
+def unfit(current: Tensor, state: ConvertedState | None, neurons: Converted, backend: Backend = "native") -> str | None:
+    """Why the kernel of a backend cannot run these neurons on this input, and what to do; None if it can."""
     given = {"current": current, "threshold": neurons.threshold, "bias": neurons.bias, "v_init": neurons.v_init}
     if isinstance(state, ConvertedState):
         given |= {"state.v": state.v} | ({"state.emitted": state.emitted} if neurons.signed else {})
@@ -57,9 +58,9 @@ def unfit(current: Tensor, state: ConvertedState | None, neurons: Converted) -> 
     for name, tensor in given.items():
         if tensor.device != current.device:
             return f"{name} is on {tensor.device}, but current on {current.device}. Move it with .to({current.device})."
-    if current.dtype not in DTYPES["native"]:
+    if current.dtype not in DTYPES[backend]:
         return (
-            f"current has dtype {current.dtype}, but its kernel takes {', '.join(map(str, DTYPES['native']))}. "
+            f"current has dtype {current.dtype}, but its kernel takes {', '.join(map(str, DTYPES[backend]))}. "
             'Use implementation="compiled", or convert it.'
         )
     for name, tensor in given.items():
@@ -140,6 +141,7 @@ class _Work(ctypes.Structure):
         ("apart", ctypes.c_int64),
         ("bias_apart", ctypes.c_int64),
         ("columns", ctypes.c_int64),
+        ("inner", ctypes.c_int64),
         ("chunks", ctypes.c_int64),
         ("threads", ctypes.c_int64),
         ("past_caches", ctypes.c_int64),
@@ -168,12 +170,19 @@ class _Plan(NamedTuple):
         alike = all(tensor.shape[-1] == 1 for tensor in (neurons.threshold, neurons.bias)) and (
             each or len(neurons.v_init) == 1
         )
-        columns = 1 if alike else View.of(current, True).columns
-        threshold, bias = (by_column(tensor.float(), columns) for tensor in (neurons.threshold, neurons.bias))
-        v_init = None if each else by_column(neurons.v_init.float(), columns)
+        view, channels = View.of(current, True), current.shape[2]
+        by_line = not alike and view.inner % LINE == 0
+
+        def table(values: Tensor) -> Tensor:
+            if by_line:
+                return values.float().expand(*values.shape[:-1], channels).contiguous()
+            return by_column(values.float(), 1 if alike else view.columns)
+
+        threshold, bias = table(neurons.threshold), table(neurons.bias)
+        v_init = None if each else table(neurons.v_init)
         start = None
         if each:
-            _, start = outputs(current)
+            start = current.new_empty_strided(current.shape[1:], current.stride()[1:], dtype=torch.float32)
             start.copy_(neurons.v_init.expand(start.shape))
         work = _Work(
             threshold=address(threshold),
@@ -182,7 +191,8 @@ class _Plan(NamedTuple):
             numel=numel,
             apart=current.stride(0),
             bias_apart=0 if len(bias) == 1 else bias.stride(0),
-            columns=columns,
+            columns=1 if alike else view.columns,
+            inner=view.inner if by_line else 0,
             chunks=CHUNKS,
             past_caches=not sends_bytes and numel % LINE == 0 and steps * numel * current.element_size() >= PAST_CACHES,
         )

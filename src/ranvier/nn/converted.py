@@ -58,7 +58,7 @@ class ConvertedIF(Neuron):
         shape: Shape of the initial potential, `[C, H, W]` for one per neuron; None for one per channel.
         signed: Whether a neuron that fired too often may take a spike back.
         binary: Whether a spike is sent as 1 and not as the threshold, by which the next weights are multiplied then.
-        implementation: `auto`, `reference` or `compiled`.
+        implementation: `auto`, `reference`, `compiled`, `native` or `triton`.
 
     >>> ConvertedIF(1)(torch.full((4, 1, 1), 0.6)).flatten().tolist()
     [1.0, 0.0, 1.0, 0.0]
@@ -170,7 +170,9 @@ def fixed_copy(network: M) -> M:
     network = copy.deepcopy(network)
     for module in network.modules():
         for name, child in module.named_children():
-            if isinstance(child, ConvertedIF):
+            if isinstance(child, ConvertedIF) and (
+                child.surrogate is not None or any(True for _ in child.parameters())
+            ):
                 setattr(module, name, child.fixed())
     return network
 
