@@ -4,6 +4,7 @@ import typing
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -233,3 +234,21 @@ def test_explain_on_a_gpu_names_triton_and_what_is_compiled() -> None:
 def test_untested_device_is_refused() -> None:
     with pytest.raises(RuntimeError, match="cannot run on meta: compiling has not been tested on meta"):
         choose("compiled", torch.device("meta"), LARGE)
+
+
+def test_a_torch_without_limits_of_its_own_for_each_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch 2.11: what it does not know is not handed to it, and the limit for all is raised."""
+    seen: dict[str, Any] = {}
+
+    def compile_(model: Any, *, fullgraph: bool = False, dynamic: bool | None = None) -> Any:
+        seen["fullgraph"] = fullgraph
+        return model
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
+    assert dispatch.compile_whole(abs) is abs
+    assert seen == {"fullgraph": True}
+    assert torch._dynamo.config.recompile_limit == dispatch.RECOMPILE_LIMIT
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1000)
+    dispatch.compile_whole(abs)
+    assert torch._dynamo.config.recompile_limit == 1000
