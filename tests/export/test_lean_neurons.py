@@ -118,7 +118,7 @@ def test_converted_neurons_call_after_call(
         lean(torch.zeros(1, 1, 3, 5))
     with pytest.raises(ValueError, match="threshold is for 3 channels"):
         lean_converted(torch.ones(3))(torch.zeros(2, 3, 1))
-    twin = pickle.loads(pickle.dumps(lean))
+    twin = pickle.loads(pickle.dumps(lean))  # bytes made right here
     x = currents(2, 3, 4, 5)
     assert torch.equal(twin(x), lean(x))
     lean.threshold = lean.threshold / 2
