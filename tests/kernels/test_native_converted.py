@@ -13,7 +13,8 @@ from torch import Tensor
 from ranvier import dynamics, kernels
 from ranvier.dynamics import ConvertedState, Triangle
 from ranvier.kernels import native_converted, native_library, native_scan
-from ranvier.kernels.native_converted import Converted, PreparedConverted, run
+from ranvier.kernels.converted import Converted
+from ranvier.kernels.native_converted import PreparedConverted, run
 
 pytestmark = pytest.mark.skipif(native_scan.obstacle() is not None, reason=str(native_scan.obstacle()))
 
@@ -175,7 +176,7 @@ def test_prepared_neurons_follow_their_thresholds_and_any_size() -> None:
     assert_equal(scan(current, None, kind), dynamics.converted_scan(current, None, *kind))
     for batch in range(1, 2 * native_converted.MOST_PLANS):
         scan(torch.zeros(1, batch, 5), None, kind)
-    assert len(scan._known.plans) <= native_converted.MOST_PLANS
+    assert len(scan._plans(kind[:3], dict, *kind[3:])) <= native_converted.MOST_PLANS
     for twin in (copy.deepcopy(scan), pickle.loads(pickle.dumps(scan))):
         assert torch.equal(twin(current, None, kind)[0], scan(current, None, kind)[0])
 

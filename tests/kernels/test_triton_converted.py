@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from ranvier import dynamics, kernels
 from ranvier.dynamics import ConvertedState
-from ranvier.kernels.native_converted import Converted
+from ranvier.kernels.converted import Converted
 
 from .test_triton_scan import compiled_for
 

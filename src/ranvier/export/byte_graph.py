@@ -47,9 +47,9 @@ def use_bytes_in_graph(snn: GraphSNN) -> int:
     for node in list(graph.graph.nodes):
         came = next((sent[source] for source in node.all_input_nodes if source in sent), None)
         if node.op == "call_module" and isinstance(site := graph.get_submodule(str(node.target)), Activation):
-            leaves = _start(site) if uses[str(node.target)] == 1 and _is_folded(node) else None
+            leaves = _start(site) if uses[str(node.target)] == 1 else None
             if leaves is not None:
-                sent.update(dict.fromkeys(node.users, leaves))  # the spikes with time folded
+                sent.update(dict.fromkeys(node.users, leaves))  # `fold_time`, which follows every neuron of a graph
         elif came is not None:
             layer = _layer(graph, node, uses)
             if layer is None or not takes_bytes(layer, came):
@@ -78,11 +78,6 @@ def _start(site: Activation) -> Bytes | None:
     assert isinstance(neuron, Lean)
     neuron.sends_bytes = True
     return Bytes(worth=worth)
-
-
-def _is_folded(node: fx.Node) -> bool:
-    """Whether all that a neuron sends has its time folded next."""
-    return all(user.target is fold_time for user in node.users)
 
 
 def _layer(graph: fx.GraphModule, node: fx.Node, uses: Counter[str]) -> nn.Module | None:

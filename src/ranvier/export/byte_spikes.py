@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ranvier.export.lean_neurons import Lean, LeanIF, LeanLIF, LeanPLIF
-from ranvier.export.packing import Packed
+from ranvier.kernels.derived import Derived
 from ranvier.models import Network
 from ranvier.nn import TimeFolded
 from ranvier.nn.structure import Activation, Block, Chain, Concat, Residual, is_hooked
@@ -109,7 +109,7 @@ class ByteConv2d(nn.Module):
         self.register_buffer("scale", scale / came.divisor)
         self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().float())
         self.register_buffer("zero_points", torch.zeros(len(weight), dtype=torch.int32))
-        self._packed = Packed()
+        self._packed = Derived[Tensor]()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map bytes `[N, C, H, W]` to bfloat16."""
@@ -120,7 +120,8 @@ class ByteConv2d(nn.Module):
             y = y * scale.view(-1, 1, 1) + (0 if bias is None else bias.view(-1, 1, 1))
             return y.to(torch.bfloat16)
         packed = self._packed(
-            self.weight, lambda: torch.ops.onednn.qconv_prepack(self.weight, scale, 1.0, 0, *self.geometry, None)
+            (self.weight, self.scale),
+            lambda: torch.ops.onednn.qconv_prepack(self.weight, scale, 1.0, 0, *self.geometry, None),
         )
         found: Tensor = torch.ops.onednn.qconv_pointwise(
             *(x, 1.0, 0, packed, scale, self.zero_points, bias, *self.geometry),

@@ -21,7 +21,7 @@ from ranvier.evaluation.mode import device_of, evaluating
 from ranvier.export.byte_graph import use_bytes_in_graph
 from ranvier.export.byte_spikes import ByteConv2d, has_kernels, use_bytes
 from ranvier.export.lean_neurons import make_lean
-from ranvier.export.packing import Packed
+from ranvier.kernels.derived import Derived
 from ranvier.kernels.dispatch import Choice, Implementation, choose, compile_whole
 from ranvier.models import Network, SpikingNetwork
 from ranvier.nn import BatchNorm, Carry, Neuron, ProxyActivation, ProxyNorm, TimeFolded, fold_time, unfold_time
@@ -265,7 +265,7 @@ class _Prepacked(nn.Module):
     def __init__(self, layer: nn.Conv2d) -> None:
         super().__init__()
         self.layer = layer
-        self._packed = Packed()
+        self._packed = Derived[Tensor]()
 
     def forward(self, x: Tensor) -> Tensor:
         layer = self.layer
@@ -276,7 +276,7 @@ class _Prepacked(nn.Module):
             return y
         settings: Any = (layer.padding, layer.stride, layer.dilation, layer.groups)
         weight = self._packed(
-            layer.weight, lambda: torch._C._nn.mkldnn_reorder_conv2d_weight(layer.weight.to_mkldnn(), *settings)
+            (layer.weight,), lambda: torch._C._nn.mkldnn_reorder_conv2d_weight(layer.weight.to_mkldnn(), *settings)
         )
         return torch.ops.mkldnn._convolution_pointwise(x, weight, layer.bias, *settings, "none", [], "")
 

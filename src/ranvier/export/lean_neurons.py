@@ -9,9 +9,10 @@ from ranvier import dynamics
 from ranvier.dynamics import NeuronState
 from ranvier.dynamics.converted import check_converted, check_num_channels
 from ranvier.dynamics.scan import check_scan
-from ranvier.kernels import native_converted
+from ranvier.kernels import converted
+from ranvier.kernels.converted import Converted
 from ranvier.kernels.fused_scan import DTYPES, Kind, nobody_watches, unfit
-from ranvier.kernels.native_converted import Converted, PreparedConverted
+from ranvier.kernels.native_converted import PreparedConverted
 from ranvier.kernels.native_scan import PreparedScan
 from ranvier.nn import IF, LIF, LIFB, PLIF, ConvertedIF, Neuron
 
@@ -123,7 +124,7 @@ class LeanConvertedIF(Lean, ConvertedIF):
     def fast(self, current: Tensor, state: Any) -> tuple[Tensor, Any] | None:
         """Sent values and state of the prepared kernel; None where this call wants another."""
         neurons = Converted(self.threshold, self.bias, self.v_init, self.signed, self.binary)
-        if native_converted.unfit(current, state, neurons) is not None:
+        if converted.unfit(current, state, neurons) is not None:
             return None
         check_converted(current, state, neurons.bias, neurons.v_init, neurons.signed)
         check_num_channels("threshold", neurons.threshold, current)

@@ -8,6 +8,7 @@ fine-tune a network, the reference runs: such a network is compiled whole.
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,11 +17,46 @@ from ranvier import dynamics
 from ranvier.dynamics import Surrogate
 from ranvier.dynamics.converted import ConvertedState, begin, check_converted, check_num_channels, converted_step
 from ranvier.dynamics.scan import check_scan, per_channel
-from ranvier.kernels import native_converted
 from ranvier.kernels.dispatch import Implementation, choose_scan, compile_whole, run_size
-from ranvier.kernels.fused_scan import NAMES, Backend
-from ranvier.kernels.native_converted import Converted, unfit
+from ranvier.kernels.fused_scan import DTYPES, NAMES, Backend, nobody_watches
 from ranvier.kernels.scan import sizes_open
+
+
+class Converted(NamedTuple):
+    """Converted neurons: arguments of `ranvier.dynamics.converted_scan`."""
+
+    threshold: Tensor
+    bias: Tensor
+    v_init: Tensor
+    signed: bool
+    binary: bool
+
+
+def unfit(current: Tensor, state: ConvertedState | None, neurons: Converted, backend: Backend = "native") -> str | None:
+    """Why the kernel of a backend cannot run these neurons on this input, and what to do; None if it can."""
+    given = {"current": current, "threshold": neurons.threshold, "bias": neurons.bias, "v_init": neurons.v_init}
+    if isinstance(state, ConvertedState):
+        given |= {"state.v": state.v} | ({"state.emitted": state.emitted} if neurons.signed else {})
+    if not nobody_watches(*given.values()):
+        return (
+            "its kernel has no gradient, and no form that a compiler or exporter could see. Call it under "
+            'torch.no_grad(), or use implementation="auto".'
+        )
+    for name, tensor in given.items():
+        if tensor.device != current.device:
+            return f"{name} is on {tensor.device}, but current on {current.device}. Move it with .to({current.device})."
+    if current.dtype not in DTYPES[backend]:
+        return (
+            f"current has dtype {current.dtype}, but its kernel takes {', '.join(map(str, DTYPES[backend]))}. "
+            'Use implementation="compiled", or convert it.'
+        )
+    for name, tensor in given.items():
+        # What is read as it lies is float32; of what is copied into tables float32 holds fewer bits too.
+        if tensor.dtype == torch.float64 or (name.startswith("state") and tensor.dtype != torch.float32):
+            return (
+                f'{name} has dtype {tensor.dtype}, but its kernel takes torch.float32. Use implementation="reference".'
+            )
+    return None
 
 
 def converted_scan(
@@ -67,8 +103,10 @@ def converted_scan(
 
 
 def _kernel(backend: str) -> Callable[[Tensor, ConvertedState | None, Converted], tuple[Tensor, ConvertedState]]:
-    """That of a backend, imported where it is used: one needs Triton."""
+    """That of a backend, imported where it is used: one needs Triton, the other a C++ compiler."""
     if backend == "native":
+        from ranvier.kernels import native_converted
+
         return native_converted.run
     from ranvier.kernels import triton_converted
 

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from ranvier.dynamics import ConvertedState
-from ranvier.kernels.fused_scan import DTYPES, Backend, View, dense, laid_out_as, nobody_watches, outputs
+from ranvier.kernels.converted import Converted
+from ranvier.kernels.derived import Derived
+from ranvier.kernels.fused_scan import View, dense, laid_out_as, outputs
 from ranvier.kernels.native_library import (
     CHUNKS,
     LINE,
@@ -35,43 +37,6 @@ MOST_PLANS = 64
 """Sizes of input that `PreparedConverted` remembers; with more of them they are forgotten, and worked out again."""
 
 
-class Converted(NamedTuple):
-    """Converted neurons: arguments of `ranvier.dynamics.converted_scan`."""
-
-    threshold: Tensor
-    bias: Tensor
-    v_init: Tensor
-    signed: bool
-    binary: bool
-
-
-def unfit(current: Tensor, state: ConvertedState | None, neurons: Converted, backend: Backend = "native") -> str | None:
-    """Why the kernel of a backend cannot run these neurons on this input, and what to do; None if it can."""
-    given = {"current": current, "threshold": neurons.threshold, "bias": neurons.bias, "v_init": neurons.v_init}
-    if isinstance(state, ConvertedState):
-        given |= {"state.v": state.v} | ({"state.emitted": state.emitted} if neurons.signed else {})
-    if not nobody_watches(*given.values()):
-        return (
-            "its kernel has no gradient, and no form that a compiler or exporter could see. Call it under "
-            'torch.no_grad(), or use implementation="auto".'
-        )
-    for name, tensor in given.items():
-        if tensor.device != current.device:
-            return f"{name} is on {tensor.device}, but current on {current.device}. Move it with .to({current.device})."
-    if current.dtype not in DTYPES[backend]:
-        return (
-            f"current has dtype {current.dtype}, but its kernel takes {', '.join(map(str, DTYPES[backend]))}. "
-            'Use implementation="compiled", or convert it.'
-        )
-    for name, tensor in given.items():
-        # What is read as it lies is float32; of what is copied into tables float32 holds fewer bits too.
-        if tensor.dtype == torch.float64 or (name.startswith("state") and tensor.dtype != torch.float32):
-            return (
-                f'{name} has dtype {tensor.dtype}, but its kernel takes torch.float32. Use implementation="reference".'
-            )
-    return None
-
-
 def run(
     current: Tensor, state: ConvertedState | None, neurons: Converted, sends_bytes: bool = False
 ) -> tuple[Tensor, ConvertedState]:
@@ -83,8 +48,7 @@ def run(
 class PreparedConverted:
     """The scan of one layer of neurons, to be called often: tables and sizes are worked out once.
 
-    They are worked out again after a tensor of the neurons was replaced or written to, unless it was written to in a
-    way that torch does not count: through `.data`, or in inference mode into a tensor that was made there.
+    They are worked out again after a tensor of the neurons was replaced or written to: see `ranvier.kernels.derived`.
 
     Args:
         sends_bytes: Whether spikes, of binary neurons without sign, are uint8.
@@ -92,38 +56,21 @@ class PreparedConverted:
 
     def __init__(self, sends_bytes: bool = False) -> None:
         self.sends_bytes = sends_bytes
-        self._known = _Known((), (), {})
+        self._plans = Derived[dict[tuple[Any, ...], _Plan]]()
 
     def __call__(
         self, current: Tensor, state: ConvertedState | None, neurons: Converted
     ) -> tuple[Tensor, ConvertedState]:
         """What `run` gives."""
-        tensors, known = neurons[:3], self._known
-        versions = (0 if each.is_inference() else each._version for each in tensors)
-        made_of = *map(id, tensors), *(each.data_ptr() for each in tensors), *versions, *neurons[3:]
-        if made_of != known.made_of:
-            held = *tensors, *(each.detach() for each in tensors)
-            known = self._known = _Known(made_of, held, {})  # at once: another thread may be calling
+        plans = self._plans(neurons[:3], dict, *neurons[3:])
         current = dense(current)
         key = current.shape, current.stride(), current.dtype
-        plan = known.plans.get(key)
+        plan = plans.get(key)
         if plan is None:
-            if len(known.plans) >= MOST_PLANS:
-                known.plans.clear()
-            plan = known.plans[key] = _Plan.of(current, neurons, self.sends_bytes)
+            if len(plans) >= MOST_PLANS:
+                plans.clear()
+            plan = plans[key] = _Plan.of(current, neurons, self.sends_bytes)
         return plan.run(current, state)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return PreparedConverted, (self.sends_bytes,)
-
-
-class _Known(NamedTuple):
-    """What is known of neurons as they are now."""
-
-    made_of: tuple[Any, ...]
-    held: tuple[Tensor, ...]
-    """The neurons' tensors and their memory: while they are here, nothing else gets their ids and addresses."""
-    plans: dict[tuple[Any, ...], _Plan]
 
 
 class _Work(ctypes.Structure):

@@ -11,8 +11,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ranvier.dynamics import ConvertedState
+from ranvier.kernels.converted import Converted
 from ranvier.kernels.fused_scan import View, dense, laid_out_as, outputs
-from ranvier.kernels.native_converted import Converted
 from ranvier.kernels.triton_scan import HELD_STEPS, WARPS, Tile, on_device_of, tile_of_program
 
 
