@@ -21,7 +21,7 @@ import torch
 from ranvier import provenance
 from ranvier.atomic import write_json
 from ranvier.conversion import ConvertedSNN, Search, Settings
-from ranvier.data import Batches
+from ranvier.data import Batches, evaluation_batch_size
 from ranvier.evaluation import accuracy_by_step
 from ranvier.recipes import load_data, load_trained
 from ranvier.training import channels_last, lay_out
@@ -35,7 +35,8 @@ def measure(folder: Path, data: str | None, steps: int, seed: int, tested: int, 
     form = trained.form.normalization
     _, chosen = splits.train.hold_out(images, seed=seed)
     calibration = [(channels_last(x), y) for x, y in Batches(chosen, 500, normalization=form)]
-    test = [(channels_last(x), y) for x, y in Batches(splits.test.first(tested), 250, normalization=form)]
+    size = evaluation_batch_size(steps)
+    test = [(channels_last(x), y) for x, y in Batches(splits.test.first(tested), size, normalization=form)]
     ann = lay_out(trained.model)
     result: dict = {
         "network": folder.name,

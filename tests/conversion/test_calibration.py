@@ -1,6 +1,7 @@
 """Calibration images: what is wrong with them is said, and how they are split is settled."""
 
 from collections.abc import Callable, Iterator
+from itertools import accumulate
 from typing import Any
 
 import pytest
@@ -215,3 +216,26 @@ def test_batches_are_even(count: int, batch_size: int, sizes: list[int]) -> None
     """A correction is computed from one batch: a last one of a single image would undo the others."""
     images = read(numbered(count), held_out=0.0, batch_size=batch_size)
     assert [len(batch) for batch in images.fitting] == sizes
+
+
+@pytest.mark.parametrize("first_look", [1, 8, 10, 99])
+@pytest.mark.parametrize("batch", [1, 3, 4, 20])
+def test_a_first_look_sees_the_same_images_whatever_the_batch(first_look: int, batch: int) -> None:
+    """The best batch depends on the processor, and what is chosen should not."""
+    images = numbered(25)
+    whole = read(images)
+    found = gather(
+        images,
+        batch_size=4,
+        held_out=0.4,
+        fit_at_most=600,
+        seed=0,
+        device=torch.device("cpu"),
+        choosing_batch=batch,
+        first_look=first_look,
+    )
+    assert numbers(found.choosing) == numbers(whole.choosing)
+    assert numbers(found.fitting) == numbers(whole.fitting)
+    ends = list(accumulate(map(len, found.choosing)))
+    assert min(first_look, 10) in ends
+    assert max(map(len, found.choosing)) <= batch

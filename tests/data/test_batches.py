@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ranvier.data import Augmentation, Batches, ImageSet, Normalization, StreamedImages
+from ranvier.data import Augmentation, Batches, ImageSet, Normalization, StreamedImages, evaluation_batch_size
 from ranvier.data import batches as batches_module
 from ranvier.data.batches import _generator
 from ranvier.data.events import EventMix, FrameAugmentation, FrameSet
@@ -497,3 +497,13 @@ def test_balanced_epochs_differ_and_follow_from_the_seed() -> None:
 
     assert order(0) == order(0) == order(0, shuffle=True)
     assert len({tuple(order(0)), tuple(order(1)), tuple(order(0, seed=1))}) == 3
+
+
+@pytest.mark.parametrize("threads", [1, 2, 16])
+@pytest.mark.parametrize("steps", [1, 2, 4, 16, 32])
+def test_batches_to_evaluate_fit_into_caches(steps: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 images times steps for each thread and 32 images at most, and at least 4 images."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    size = evaluation_batch_size(steps, "cpu")
+    assert size == max(4, min(32 * threads, 64 * threads // steps))
+    assert evaluation_batch_size(steps, torch.device("cuda")) == 500

@@ -215,6 +215,32 @@ def test_streaming_equals_one_call(name: str, precision: str) -> None:
     assert same == 1 if precision == "float32" else same > 0.9
 
 
+@pytest.mark.parametrize("sequence", [False, True])
+def test_large_batches_pass_in_parts(sequence: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums are exact here, so that the parts give the same bits; a state goes around all at once."""
+    model, images = dyadic(0)
+    fast = to_inference(model)
+    images = images.repeat(3, 1, 1, 1)[:13]
+    x, steps = (torch.stack([images, images.flip(0)]), None) if sequence else (images, 2)
+    whole_logits, state = fast(x, steps, return_state=True)
+    passed: list[int] = []
+    run = fast.network.run
+    monkeypatch.setattr(fast.network, "run", lambda x, *rest: passed.append(x.shape[1]) or run(x, *rest))
+    for size, expected in ((13, [13]), (12, [7, 6]), (4, [4, 3, 3, 3]), (1, [1] * 13)):
+        monkeypatch.setattr(module, "evaluation_batch_size", lambda steps, size=size: size)
+        passed.clear()
+        assert torch.equal(fast(x, steps), whole_logits)
+        assert passed == expected
+        passed.clear()
+        again, _ = fast(x, steps, return_state=True)
+        assert passed == [13]
+        assert torch.equal(again, whole_logits)
+    passed.clear()
+    fast(x, steps, state=state)
+    assert passed == [13]
+    assert fast(x[:, :0] if sequence else x[:0], steps).shape == (2, 0, 3)
+
+
 @pytest.mark.parametrize("name", ["vgg", "sew-resnet18"])
 def test_encoder_runs_once_on_a_constant_input(name: str) -> None:
     model, images = random(name)

@@ -110,7 +110,7 @@ def test_a_network_trained_with_hold_out_is_evaluated_on_the_test_set(tmp_path: 
 
 
 def test_zero_steps_are_refused(folder: Path) -> None:
-    with pytest.raises(ValueError, match="at least one time step"):
+    with pytest.raises(ValueError, match="steps is 0, but must be a whole number of at least 1"):
         evaluate(folder, steps=0)
 
 

@@ -35,7 +35,15 @@ class CalibrationImages:
 
 
 def gather(
-    calibration: Calibration, *, batch_size: int, held_out: float, fit_at_most: int, seed: int, device: torch.device
+    calibration: Calibration,
+    *,
+    batch_size: int,
+    held_out: float,
+    fit_at_most: int,
+    seed: int,
+    device: torch.device,
+    choosing_batch: int | None = None,
+    first_look: int = 0,
 ) -> CalibrationImages:
     """Read, check, shuffle and split the calibration images.
 
@@ -47,6 +55,8 @@ def gather(
         fit_at_most: Images to fit on; what `held_out` leaves beyond is for choosing, too.
         seed: Decides which images are held out.
         device: Where the networks are.
+        choosing_batch: Images per batch to choose on at most; None for `batch_size`.
+        first_look: Images to choose on whose last ends a batch, if there are more.
 
     Raises:
         TypeError: Something in the calibration is not an image tensor.
@@ -70,10 +80,15 @@ def gather(
     labels = labels[order].to(device) if labels is not None else None
     fit, choose = (images[count:], images[:count]) if count else (images, images)
     chosen = labels[:count] if labels is not None and count else labels
+
+    def choosing(rows: Tensor) -> tuple[Tensor, ...]:
+        parts = (rows[:first_look], rows[first_look:])
+        return tuple(batch for part in parts if len(part) for batch in _even(part, choosing_batch or batch_size))
+
     return CalibrationImages(
         fitting=_even(fit, batch_size),
-        choosing=_even(choose, batch_size),
-        labels=None if chosen is None else _even(chosen, batch_size),
+        choosing=choosing(choose),
+        labels=None if chosen is None else choosing(chosen),
         held_out=count,
     )
 

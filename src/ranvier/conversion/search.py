@@ -22,6 +22,7 @@ from ranvier.conversion.threshold import Activations, Threshold, observe, thresh
 from ranvier.conversion.trace import trace
 from ranvier.conversion.vocabulary import SITES
 from ranvier.conversion.walk import walk
+from ranvier.data import evaluation_batch_size
 from ranvier.models import Network
 from ranvier.nn import QCFS, ConvertedIF
 
@@ -52,7 +53,7 @@ class Settings:
     step_sizes: tuple[float, ...] = (0.4,)
     """FTBC step sizes to choose among."""
     batch_size: int = 200
-    """Images per batch."""
+    """Images per batch that is fitted on."""
     held_out: float = 0.4
     """Share of the calibration images that settings are chosen on; 0 chooses on those that were fitted on."""
     fit_at_most: int = 600
@@ -137,6 +138,8 @@ class Search:
             fit_at_most=settings.fit_at_most,
             seed=settings.seed,
             device=device,
+            choosing_batch=evaluation_batch_size(steps, device),
+            first_look=settings.first_look,
         )
         bar.show("tracing")
         with self.clock("trace"):
@@ -366,7 +369,7 @@ class Search:
             layers=tuple(after.layer(name, before.errors(name)) for name in self.sites),
             seconds=dict(self.clock.seconds),
             bytes_added=sum(tensor.numel() * tensor.element_size() for tensor in added),
-            bytes_currents=after.bytes_currents,
+            bytes_currents=after.bytes_per_image * max(map(len, self.images.fitting)),
             versions=provenance.versions(),
             device=provenance.device_name(self.logits[0].device),
         )
@@ -430,7 +433,7 @@ class _Errors:
         self.sent: dict[str, Tensor] = {}
         self.fired: dict[str, Tensor] = {}
         self.wanted: dict[str, Tensor] = {}
-        self.bytes_currents = 0
+        self.bytes_per_image = 0
         for images in batches:
             share = len(images) / sum(map(len, batches))
 
@@ -441,7 +444,8 @@ class _Errors:
                 self._add(self.sent, name, share * channel_means(sent))
                 self._add(self.fired, name, share * channel_means((sent != 0).to(sent.dtype)))
                 self._add(self.wanted, name, share * channel_means(activation.unsqueeze(0))[0])
-                self.bytes_currents = max(self.bytes_currents, current.numel() * current.element_size())
+                size = current.numel() * current.element_size() // current.shape[1]
+                self.bytes_per_image = max(self.bytes_per_image, size)
                 return sent
 
             walk(ann, snn, images, steps, add)

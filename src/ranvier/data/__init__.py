@@ -2,7 +2,7 @@
 
 from ranvier.data import events
 from ranvier.data.augment import Augmentation, Normalization
-from ranvier.data.batches import Batches
+from ranvier.data.batches import Batches, evaluation_batch_size
 from ranvier.data.digits import load_digits
 from ranvier.data.images import ImageSet, ImageSplits, StreamedImages
 from ranvier.data.loading import load_images
@@ -17,6 +17,7 @@ __all__ = [
     "SaccadeSettings",
     "SimulatedRecordings",
     "StreamedImages",
+    "evaluation_batch_size",
     "events",
     "load_digits",
     "load_images",

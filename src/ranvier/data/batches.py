@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ranvier.checks import check_count
 from ranvier.data.augment import Augmentation, Normalization
 from ranvier.data.autoaugment import to_device
 from ranvier.data.events.event_mix import EventMix
@@ -19,7 +20,30 @@ from ranvier.data.events.frame_set import FrameSet
 from ranvier.data.images import ImageSet, StreamedImages
 
 _SHARE_OF_MEMORY = 0.25  # of what a GPU has free when a set of frames moves there: networks need the rest
+_CACHED = 64, 32  # images times time steps, and images, for each thread, whose values stay in the caches of a CPU
 _MIX = 1  # ends the key of the randomness of a mix, so that it is none of the augmentation's
+
+
+def evaluation_batch_size(steps: int, device: torch.device | str = "cpu") -> int:
+    """Images per batch at which networks of T steps run fastest without gradients.
+
+    On a CPU as many as keep what a layer writes in the caches, and in memory that the process has already:
+
+        B = max(4, threads min(32, 64 / T))
+
+    See `docs/results/speed.md` for what that gains. On a GPU 500.
+
+    Raises:
+        ValueError: `steps` is no whole number of at least 1.
+
+    >>> evaluation_batch_size(4, "cuda")
+    500
+    """
+    steps = check_count("steps", steps)
+    if torch.device(device).type != "cpu":
+        return 500
+    together, images = (count * torch.get_num_threads() for count in _CACHED)
+    return max(4, min(images, together // steps))
 
 
 class Batches:

@@ -14,7 +14,6 @@ from torch import fx, nn
 from ranvier.conversion.spiking import GraphSNN
 from ranvier.export.byte_spikes import SPIKING, ByteConv2d, BytePool2d, Bytes, Numbers, takes_bytes
 from ranvier.export.lean_neurons import Lean, LeanConvertedIF
-from ranvier.nn import fold_time
 from ranvier.nn.structure import Activation, is_hooked
 
 POOLS: dict[Any, tuple[type[nn.Module], tuple[str, ...]]] = {

@@ -17,6 +17,7 @@ from ranvier.checks import check_choice, check_logits, shape_of
 from ranvier.conversion.fold_batchnorm import absorb, scale_and_shift
 from ranvier.conversion.spiking import GraphSNN
 from ranvier.conversion.vocabulary import LAYERS, ChannelAffine
+from ranvier.data import evaluation_batch_size
 from ranvier.evaluation.mode import device_of, evaluating
 from ranvier.export.byte_graph import use_bytes_in_graph
 from ranvier.export.byte_spikes import ByteConv2d, has_kernels, use_bytes
@@ -65,8 +66,9 @@ def to_inference(
     `agreement(model, fast, images)`.
 
     On a CPU, `auto` runs layer by layer: weights of convolutions are packed once for the instructions of the machine,
-    which a compiled network does in every call. SEW-ResNet-18 at batch 1 takes half as long again when compiled, and
-    about the same on large batches. Elsewhere `auto` compiles.
+    which a compiled network does in every call. SEW-ResNet-18 at batch 1 takes half as long again when compiled.
+    Larger batches than `ranvier.data.evaluation_batch_size` pass in parts, which stay in the caches, unless a state
+    comes or is wanted. Elsewhere `auto` compiles.
 
     Args:
         model: A network of `ranvier.models`, or what `ranvier.conversion` made; compiled or not. Not changed. It must
@@ -144,6 +146,9 @@ class InferenceNetwork(SpikingNetwork):
         if x.ndim == 5:
             x = unfold_time(fold_time(x).contiguous(memory_format=torch.channels_last), len(x))
         if self.choice.implementation != "compiled":
+            if carry is None and x.device.type == "cpu":  # states of parts would have to be put together
+                parts = x.tensor_split(max(1, -(-x.shape[1] // evaluation_batch_size(steps))), dim=1)
+                return torch.cat([self.network.run(part, steps, None) for part in parts], dim=1).float()
             return self.network.run(x, steps, carry).float()
         # One object for each T: the graph is unrolled over the steps, so that another T is another graph in any case.
         if steps not in self._compiled:

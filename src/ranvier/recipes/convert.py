@@ -18,12 +18,12 @@ from ranvier.atomic import write_json
 from ranvier.conversion import Account, ConvertedSNN, Settings
 from ranvier.conversion.bias import Bias
 from ranvier.conversion.threshold import Threshold
-from ranvier.data import Batches, ImageSplits
+from ranvier.data import Batches, ImageSplits, evaluation_batch_size
 from ranvier.evaluation import AccuracyByStep, accuracy_by_step
 from ranvier.kernels.full_float32 import full_float32
 from ranvier.models import Network
 from ranvier.recipes.recipe import TrainingRecipe
-from ranvier.recipes.trained import EVALUATION_BATCH, MODEL, RESULTS, InputFormat, load_data, load_trained
+from ranvier.recipes.trained import MODEL, RESULTS, InputFormat, load_data, load_trained
 from ranvier.training import channels_last, lay_out
 from ranvier.weights import load_foreign_tensors, load_parameters
 
@@ -137,7 +137,8 @@ def convert(
     normalization = source.form.normalization
     count = min(images, len(splits.train) - 1)
     _, chosen = splits.train.hold_out(count, seed=(settings or Settings()).seed)
-    calibration = Batches(chosen, EVALUATION_BATCH, normalization=normalization, device=device)
+    place: dict[str, Any] = {"normalization": normalization, "device": device}
+    calibration = Batches(chosen, evaluation_batch_size(1, device), **place)
     model = lay_out(source.model.to(device))
     snn = conversion.convert(
         model,
@@ -152,8 +153,9 @@ def convert(
     )
     assert snn.report is not None
     test = splits.test if test_images is None else splits.test.first(test_images)
-    batches = Batches(test, EVALUATION_BATCH, normalization=normalization, device=device)
+    batches = Batches(test, evaluation_batch_size(1, device), **place)
     ann_accuracy = accuracy_by_step(_OneStep(model), _shown(batches, "scoring the ANN", quiet)).final
+    batches = Batches(test, evaluation_batch_size(steps, device), **place)
     accuracy = accuracy_by_step(lay_out(snn), _shown(batches, "scoring the spiking network", quiet), steps)
     result = ConversionResult(source.name, ann_accuracy, accuracy, snn.report, out)
     card = {

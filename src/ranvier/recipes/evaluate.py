@@ -133,10 +133,10 @@ def evaluate(
     with autocast(torch.device(device), precision or trained.precision):
         accuracy = accuracy_by_step(network, _laid_out(batches), steps)
         if spiking:
-            activity = firing_rates(model, sample(batches.images, trained.form, device), steps)
+            activity = firing_rates(model, sample(batches.images, trained.form, device, steps), steps)
     if spiking:  # spikes of the folded network in float32, as hardware would have them
         try:
-            spent = evaluation.energy(model, sample(batches.images, trained.form, device, ENERGY_SAMPLES), steps)
+            spent = evaluation.energy(model, sample(batches.images, trained.form, device, steps, ENERGY_SAMPLES), steps)
         except ConversionError as error:
             not_counted = str(error)
     if early_exit:

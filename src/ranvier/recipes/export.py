@@ -78,6 +78,6 @@ def export(
 
 def _images(trained: Trained, source: str | None, count: int, steps: int) -> Tensor:
     """Test images, prepared as the network expects them."""
-    batches = sample(trained.batches(source, steps=steps).images, trained.form, "cpu", count)
+    batches = sample(trained.batches(source, steps=steps).images, trained.form, "cpu", steps, count)
     # Sequences are time-first, [T, B, ...].
     return torch.cat([images for images, _ in batches], dim=1 if isinstance(trained.recipe, EventRecipe) else 0)

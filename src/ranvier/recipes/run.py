@@ -11,7 +11,7 @@ from rich.table import Table
 from ranvier import provenance
 from ranvier.atomic import tuples, write_json
 from ranvier.conversion import ConvertedSNN
-from ranvier.data import Batches
+from ranvier.data import Batches, evaluation_batch_size
 from ranvier.data.events import EventMix
 from ranvier.evaluation import Activity, firing_rates
 from ranvier.evaluation.accuracy import add_accuracy_columns
@@ -20,7 +20,6 @@ from ranvier.recipes.finetune import finish, prepare
 from ranvier.recipes.idle import warn_of_idle_settings
 from ranvier.recipes.recipe import AnnRecipe, EventRecipe, FinetuneRecipe, Recipe, read_recipe
 from ranvier.recipes.trained import (
-    EVALUATION_BATCH,
     MODEL,
     RESULTS,
     InputFormat,
@@ -149,7 +148,8 @@ def run(
         drop_last=True,
         **place,
     )
-    test = Batches(splits.test, EVALUATION_BATCH * accelerator.num_processes, **place)
+    size = evaluation_batch_size(1 if isinstance(recipe, AnnRecipe) else recipe.steps, accelerator.device)
+    test = Batches(splits.test, size * accelerator.num_processes, **place)
     progress = fit(
         model,
         recipe.objective,
@@ -172,7 +172,7 @@ def run(
     activity = None
     if not isinstance(recipe, AnnRecipe):
         with autocast(accelerator.device, recipe.execution.precision):
-            activity = firing_rates(model, sample(splits.test, form, accelerator.device), recipe.steps)
+            activity = firing_rates(model, sample(splits.test, form, accelerator.device, recipe.steps), recipe.steps)
     result = _result(recipe, progress, activity, len(train) * recipe.batch_size, accelerator)
     if accelerator.is_main_process:
         card = {"recipe": recipe.to_json(), "input": asdict(form), "result": asdict(result)}

@@ -10,7 +10,7 @@ import torch
 from ranvier import conversion, data, provenance
 from ranvier.atomic import tuples
 from ranvier.conversion import ConvertedSNN
-from ranvier.data import Batches, ImageSet, ImageSplits, Normalization, StreamedImages, events
+from ranvier.data import Batches, ImageSet, ImageSplits, Normalization, StreamedImages, evaluation_batch_size, events
 from ranvier.data.events import FrameSet, FrameSplits
 from ranvier.models import Network
 from ranvier.recipes.recipe import (
@@ -27,7 +27,6 @@ from ranvier.weights import load_parameters, load_tensors
 
 MODEL = "model.safetensors"
 RESULTS = "results.json"
-EVALUATION_BATCH = 500
 ACTIVITY_SAMPLES = 2000
 CHOOSING_SAMPLES = 2000
 
@@ -197,9 +196,7 @@ class Trained:
         """
         splits = load_data(self.recipe.override(hold_out=0), source)
         self.form.check(splits)
-        return Batches(
-            _begun(splits.test, steps), EVALUATION_BATCH, normalization=self.form.normalization, device=device
-        )
+        return self._batches(splits.test, steps, device)
 
     def choosing(
         self, source: str | None = None, device: torch.device | str = "cpu", *, steps: int | None = None
@@ -224,8 +221,13 @@ class Trained:
                 f"{count} images that the network {trained} on (it is surer and more often right there than on new "
                 "ones, so more or less may be lost than allowed; a recipe with --hold-out chooses without this bias)"
             )
-        images = _begun(images, steps)
-        return Batches(images, EVALUATION_BATCH, normalization=self.form.normalization, device=device), what
+        return self._batches(images, steps, device), what
+
+    def _batches(
+        self, images: ImageSet | StreamedImages | FrameSet, steps: int | None, device: torch.device | str
+    ) -> Batches:
+        size = evaluation_batch_size(self.steps if steps is None else steps, device)
+        return Batches(_begun(images, steps), size, normalization=self.form.normalization, device=device)
 
 
 def _begun(images: ImageSet | StreamedImages | FrameSet, steps: int | None) -> ImageSet | StreamedImages | FrameSet:
@@ -274,8 +276,9 @@ def sample(
     images: ImageSet | StreamedImages | FrameSet,
     form: InputFormat,
     device: torch.device | str,
+    steps: int,
     count: int = ACTIVITY_SAMPLES,
 ) -> Batches:
-    """Images to measure activity on: some of every class, because data sets may be sorted by class."""
+    """Images to measure activity of T steps on: some of every class, because data sets may be sorted by class."""
     some = images if len(images) <= count else images.hold_out(count, seed=0)[1]
-    return Batches(some, EVALUATION_BATCH, normalization=form.normalization, device=device)
+    return Batches(some, evaluation_batch_size(steps, device), normalization=form.normalization, device=device)

@@ -1,0 +1,91 @@
+"""How many images per batch are fastest without gradients: time of an image by batch, the same images for all.
+
+    python benchmarks/evaluation_batches.py
+    python benchmarks/evaluation_batches.py --networks sew_resnet18 --steps 4 --batches 500 128 32
+
+Networks have random weights; converted ones have thresholds from noise. Batches take turns in every round. `chosen` is
+`ranvier.data.evaluation_batch_size`; where it is none of the batches it is measured with them.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ranvier import conversion, models, provenance
+from ranvier.data import evaluation_batch_size
+from ranvier.export import to_inference
+from ranvier.training import channels_last, lay_out
+
+SHAPE = (3, 32, 32)
+
+
+def _converted(ann: Callable[..., nn.Module]) -> Callable[[int], nn.Module]:
+    def build(steps: int) -> nn.Module:
+        network = lay_out(ann(neuron=lambda channels: nn.ReLU()).eval())
+        return lay_out(conversion.convert(network, torch.rand(64, *SHAPE), steps=steps, threshold="max", bias="none"))
+
+    return build
+
+
+def _trained(model: Callable[..., nn.Module]) -> Callable[[int], nn.Module]:
+    return lambda steps: lay_out(model().eval())
+
+
+def _prepared(model: Callable[..., nn.Module], precision: str) -> Callable[[int], nn.Module]:
+    return lambda steps: to_inference(model().eval(), precision=precision)
+
+
+NETWORKS: dict[str, Callable[[int], nn.Module]] = {
+    "ResNet-20, converted": _converted(models.resnet20),
+    "conv4, converted": _converted(partial(models.conv4, in_channels=3, image_size=32)),
+    "SEW-ResNet-18": _trained(models.sew_resnet18),
+    "SEW-ResNet-18, prepared, bfloat16": _prepared(models.sew_resnet18, "bfloat16"),
+    "SEW-ResNet-18, prepared, int8": _prepared(models.sew_resnet18, "int8"),
+}
+
+
+def seconds_of(network: nn.Module, images: Tensor, batch: int, steps: int) -> float:
+    """What all images take."""
+    start = time.perf_counter()
+    for part in images.split(batch):
+        network(channels_last(part), steps)
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--steps", type=int, nargs="+", default=(1, 4, 16))
+    parser.add_argument("--batches", type=int, nargs="+", default=(500, 250, 64, 8))
+    parser.add_argument("--images", type=int, default=500)
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    images = torch.rand(arguments.images, *SHAPE)
+    print(f"{provenance.device_name('cpu')}, torch {torch.__version__}")
+    print("| ms an image | chosen | " + " | ".join(f"B={batch}" for batch in arguments.batches) + " |")
+    print("|---|---|" + "---|" * len(arguments.batches))
+    with torch.inference_mode():
+        for name in arguments.networks:
+            for steps in arguments.steps:
+                network = NETWORKS[name](steps)
+                chosen = evaluation_batch_size(steps)
+                batches = dict.fromkeys((chosen, *arguments.batches))
+                for batch in batches:
+                    network(channels_last(images[:batch]), steps)
+                spent: dict[int, list[float]] = {batch: [] for batch in batches}
+                for _ in range(arguments.rounds):
+                    for batch in batches:
+                        spent[batch].append(1000 * seconds_of(network, images, batch, steps) / len(images))
+                cells = [f"{statistics.median(spent[batch]):.2f}" for batch in (chosen, *arguments.batches)]
+                cells[0] += f" (B={chosen})"
+                print(f"| {name}, T={steps} | " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
