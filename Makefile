@@ -33,6 +33,7 @@ bench: $(STAMP)
 	$(BENCH)training_step.py --device $(DEVICE) --what time-steps --out runs/bench/time_steps.json
 	$(BENCH)inference.py --device $(DEVICE) --out runs/bench/inference.json
 	$(BENCH)processes.py --out runs/bench/processes.json
+	$(BENCH)evaluation_batches.py
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

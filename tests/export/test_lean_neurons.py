@@ -278,6 +278,20 @@ def test_copies_and_pickles() -> None:
         assert torch.equal(other(x), neuron(x))
 
 
+@NATIVE
+@pytest.mark.parametrize("name", [*NEURONS, "converted", "converted, signed"])
+def test_a_state_that_nobody_wants_is_not_written(name: str) -> None:
+    """Memory of a state that was freed stays as it is; spikes are the same, from rest and from a state."""
+    lean = lean_converted(signed=name.endswith("signed")) if name.startswith("converted") else pair(name)[1]
+    x = currents(2, 3, 4, 5)
+    expected, state = lean(x, return_state=True)
+    further, _ = lean(x, state, return_state=True)
+    for _ in range(3):  # first calls and prepared ones
+        assert torch.equal(lean(x), expected)
+        assert torch.equal(lean(x, state), further)
+    assert lean.fast(x, None, False)[1] is None
+
+
 def test_other_neurons_stay() -> None:
     class Own(LIF):
         """A neuron that somebody changed."""
@@ -300,9 +314,9 @@ def test_bad_input_is_named() -> None:
                 neuron(torch.zeros(2, 3, 4), state)
 
 
-def lean_converted(threshold: Tensor | None = None) -> Lean:
+def lean_converted(threshold: Tensor | None = None, *, signed: bool = False) -> Lean:
     """For four channels, or for one with another threshold."""
-    neuron = ConvertedIF(4 if threshold is None else 1)
+    neuron = ConvertedIF(4 if threshold is None else 1, signed=signed)
     neuron.threshold = neuron.threshold if threshold is None else threshold
     make_lean(neuron, is_native=True)
     assert isinstance(neuron, Lean)

@@ -93,7 +93,8 @@ def accuracy_by_step(
 
     Args:
         model: Called as `model(images, steps)`; returns logits `[T, B, K]`. Evaluated in eval mode and put back.
-        loader: Batches of images and labels `[B]`; moved to the model's device.
+        loader: Batches of images and labels `[B]`; moved to the model's device. On a CPU batches of
+            `ranvier.data.evaluation_batch_size(steps)` are the fastest.
         steps: T; None for sequences, which bring their own.
 
     Returns:

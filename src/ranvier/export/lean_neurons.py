@@ -32,14 +32,14 @@ class Lean(Neuron):
         """Spikes `[T, B, ...]`, with `return_state` also the state, as those of the neuron that it was."""
         found = None
         if self.is_native and isinstance(current, Tensor) and current.device.type == "cpu":
-            found = self.fast(current, state)
+            found = self.fast(current, state, return_state)
         if found is None:
             spikes, after = self.scan(current, state)
             found = (as_bytes(spikes) if self.sends_bytes else spikes), after
         return found if return_state else found[0]
 
-    def fast(self, current: Tensor, state: Any) -> tuple[Tensor, Any] | None:
-        """Spikes and state of the prepared kernel; None where this call wants another."""
+    def fast(self, current: Tensor, state: Any, return_state: bool) -> tuple[Tensor, Any] | None:
+        """Spikes of the prepared kernel, and the state or None; None where this call wants another kernel."""
         raise NotImplementedError
 
 
@@ -48,14 +48,15 @@ class LeanScan(Lean):
 
     _prepared: "_Prepared | None" = None
 
-    def fast(self, current: Tensor, state: Any) -> tuple[Tensor, Any] | None:
-        """Spikes and state of the prepared kernel; None where this call wants another."""
+    def fast(self, current: Tensor, state: Any, return_state: bool) -> tuple[Tensor, Any] | None:
+        """Spikes of the prepared kernel, and the state or None; None where this call wants another kernel."""
         run = self._run(current, state)
         if run is None:
             return None
         check_scan(current, state)
-        spikes, end = run(current, None if state is None else state.v, *self.learned())
-        return spikes, NeuronState(end)
+        v = None if state is None else state.v
+        spikes, end = run(current, v, *self.learned(), return_end=return_state)
+        return spikes, None if end is None else NeuronState(end)
 
     def _run(self, current: Tensor, state: Any) -> PreparedScan | None:
         if state is not None and not isinstance(state, NeuronState):
@@ -121,8 +122,8 @@ class LeanConvertedIF(Lean, ConvertedIF):
 
     _prepared: PreparedConverted | None = None
 
-    def fast(self, current: Tensor, state: Any) -> tuple[Tensor, Any] | None:
-        """Sent values and state of the prepared kernel; None where this call wants another."""
+    def fast(self, current: Tensor, state: Any, return_state: bool) -> tuple[Tensor, Any] | None:
+        """Sent values of the prepared kernel, and the state or None; None where this call wants another kernel."""
         neurons = Converted(self.threshold, self.bias, self.v_init, self.signed, self.binary)
         if converted.unfit(current, state, neurons) is not None:
             return None
@@ -130,7 +131,7 @@ class LeanConvertedIF(Lean, ConvertedIF):
         check_num_channels("threshold", neurons.threshold, current)
         if self._prepared is None or self._prepared.sends_bytes != self.sends_bytes:
             self._prepared = PreparedConverted(self.sends_bytes)
-        return self._prepared(current, state, neurons)
+        return self._prepared(current, state, neurons, return_state=return_state)
 
 
 STEPS: dict[type[Neuron], Any] = {

@@ -49,8 +49,8 @@ INLINE void line(const Work& work, int64_t at, int64_t count, Sent* sent, float*
         send<PAST_CACHES>(sent, BINARY ? fired : y, count);
         x += work.apart, bias += work.bias_apart, sent += work.numel;
     }
-    store(v_end + at, v, count);
-    if (SIGNED) store(emitted_end + at, emitted, count);
+    if (v_end) store(v_end + at, v, count);
+    if (SIGNED && emitted_end) store(emitted_end + at, emitted, count);
 }
 
 template <bool PAST_CACHES>
@@ -68,7 +68,7 @@ void run_all(const Work* given, Sent* sent, float* v_end, float* emitted_end) {
 
 }  // namespace
 
-// `sent` is [steps, numel], `v_end` and, where SIGNED, `emitted_end` are [numel].
+// `sent` is [steps, numel], `v_end` and, where SIGNED, `emitted_end` are [numel], or null.
 extern "C" void run(const Work* work, Sent* sent, float* v_end, float* emitted_end) {
     if (work->past_caches) run_all<true>(work, sent, v_end, emitted_end);
     else run_all<false>(work, sent, v_end, emitted_end);

@@ -59,9 +59,9 @@ class PreparedConverted:
         self._plans = Derived[dict[tuple[Any, ...], _Plan]]()
 
     def __call__(
-        self, current: Tensor, state: ConvertedState | None, neurons: Converted
-    ) -> tuple[Tensor, ConvertedState]:
-        """What `run` gives."""
+        self, current: Tensor, state: ConvertedState | None, neurons: Converted, *, return_state: bool = True
+    ) -> tuple[Tensor, ConvertedState | None]:
+        """What `run` gives; without the state, which then is not written, if it is not to be returned."""
         plans = self._plans(neurons[:3], dict, *neurons[3:])
         current = dense(current)
         key = current.shape, current.stride(), current.dtype
@@ -70,7 +70,7 @@ class PreparedConverted:
             if len(plans) >= MOST_PLANS:
                 plans.clear()
             plan = plans[key] = _Plan.of(current, neurons, self.sends_bytes)
-        return plan.run(current, state)
+        return plan.run(current, state) if return_state else (plan.sent(current, state), None)
 
 
 class _Work(ctypes.Structure):
@@ -149,17 +149,30 @@ class _Plan(NamedTuple):
         """All steps of `current`, of the size that this was made for."""
         sent, v = outputs(current, torch.uint8 if self.sends_bytes else None)
         emitted = torch.empty_like(v) if self.neurons.signed else v.new_empty(0)
-        begun = 0 if state is None else state.step
-        if self.library is not None:
-            ask_for_huge_pages(sent)
-            before = self.start if state is None else laid_out_as(v, state.v)
-            counts = None if state is None or not self.neurons.signed else laid_out_as(v, state.emitted)
-            work = _Work.from_buffer_copy(self.work)  # another thread may be about to run the same
-            work.current, work.v, work.emitted = current.data_ptr(), address(before), address(counts)
-            work.bias = self.tables[1].data_ptr() + 4 * work.bias_apart * begun  # type: ignore[union-attr]
-            work.threads = threads_for(work.steps * work.numel)
-            self.library.run(ctypes.byref(work), sent.data_ptr(), v.data_ptr(), address(emitted))
-        return sent, ConvertedState(v, emitted, begun + len(current))
+        self._fill(current, state, sent, v, emitted)
+        return sent, ConvertedState(v, emitted, (0 if state is None else state.step) + len(current))
+
+    def sent(self, current: Tensor, state: ConvertedState | None) -> Tensor:
+        """What `run` sends, without the state, which is two thirds of what a single step writes in bfloat16."""
+        sent, _ = outputs(current, torch.uint8 if self.sends_bytes else None)
+        self._fill(current, state, sent, None, None)
+        return sent
+
+    def _fill(
+        self, current: Tensor, state: ConvertedState | None, sent: Tensor, v: Tensor | None, emitted: Tensor | None
+    ) -> None:
+        if self.library is None:
+            return
+        ask_for_huge_pages(sent)
+        work = _Work.from_buffer_copy(self.work)  # another thread may be about to run the same
+        before, counts, begun = self.start, None, 0
+        if state is not None:
+            before, begun = laid_out_as(sent[0], state.v), state.step
+            counts = laid_out_as(sent[0], state.emitted) if self.neurons.signed else None
+        work.current, work.v, work.emitted = current.data_ptr(), address(before), address(counts)
+        work.bias = self.tables[1].data_ptr() + 4 * work.bias_apart * begun  # type: ignore[union-attr]
+        work.threads = threads_for(work.steps * work.numel)
+        self.library.run(ctypes.byref(work), sent.data_ptr(), address(v), address(emitted))
 
 
 @functools.cache

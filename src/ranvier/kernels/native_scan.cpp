@@ -93,7 +93,7 @@ INLINE void forward_line(const Work& work, int64_t at, int64_t count, Sent* spik
         v = reset(h, fired, work.v_threshold);
         send<PAST_CACHES>(sent, LEARNS == 2 ? fired + gain * at_least(h - work.v_burst) : fired, count);
     }
-    store(end + at, v, count);
+    if (end) store(end + at, v, count);
 }
 
 struct Gradients {
@@ -199,6 +199,7 @@ void backward_all(const Work* given, const Gradients* grads, double* sums) {
 
 }  // namespace
 
+// `end` is [numel], or null.
 extern "C" void forward(const Work* work, Sent* spikes, float* end) {
     if (work->past_caches) forward_all<true>(work, spikes, end);
     else forward_all<false>(work, spikes, end);
