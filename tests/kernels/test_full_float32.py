@@ -1,5 +1,6 @@
 """Where results are compared to rounding, a GPU must not round convolutions to TF32."""
 
+import threading
 from typing import Any
 
 import pytest
@@ -28,6 +29,27 @@ def test_it_is_set_in_the_block_only() -> None:
     assert set_for_convolutions() == before
     with pytest.raises(ZeroDivisionError), full_float32():
         raise ZeroDivisionError
+    assert set_for_convolutions() == before
+
+
+def test_blocks_of_two_threads_may_overlap() -> None:
+    before = set_for_convolutions()
+    entered, left = threading.Event(), threading.Event()
+    seen = []
+
+    def other() -> None:
+        with full_float32():
+            entered.set()
+            left.wait()
+            seen.append(set_for_convolutions())
+
+    thread = threading.Thread(target=other)
+    with full_float32():
+        thread.start()
+        entered.wait()
+    left.set()
+    thread.join()
+    assert seen == ["ieee"]
     assert set_for_convolutions() == before
 
 

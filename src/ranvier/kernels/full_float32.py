@@ -1,15 +1,49 @@
 """Convolutions of float32 that are computed in float32, on GPUs too."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+
+
+class _Settings(NamedTuple):
+    """How cuDNN takes float32."""
+
+    older: bool | None
+    """`allow_tf32`; None where it cannot be read, since the two that follow differ."""
+    convolutions: str
+    recurrent: str
+
+    @classmethod
+    def now(cls) -> "_Settings":
+        """As they are."""
+        cudnn: Any = torch.backends.cudnn
+        try:
+            older = cudnn.allow_tf32
+        except RuntimeError:
+            older = None
+        return cls(older, cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision)
+
+    def put_back(self) -> None:
+        """Set them as they were."""
+        cudnn: Any = torch.backends.cudnn
+        if self.older is not None:
+            cudnn.allow_tf32 = self.older
+        cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision = self.convolutions, self.recurrent
+
+
+_LOCK = threading.Lock()
+_inside = 0  # blocks, of all threads: the settings are those of the process
+_before = _Settings(None, "none", "none")
 
 
 @contextmanager
 def full_float32() -> Iterator[None]:
     """Let cuDNN take float32 without rounding it to TF32; what was set before is set again afterwards.
+
+    Blocks may overlap, in one thread or several: the last that ends puts back what the first found.
 
     TF32 is torch's default for convolutions on a GPU. It keeps 10 bits of each factor: a network whose normalisation
     was folded into its weights then differs from the same network without that by about 1e-3 of its largest output,
@@ -22,19 +56,20 @@ def full_float32() -> Iterator[None]:
     ...     torch.backends.cudnn.conv.fp32_precision
     'ieee'
     """
+    global _inside, _before
     cudnn: Any = torch.backends.cudnn  # the stub of the module lacks what is set here
-    before = cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision
-    try:
-        allowed = cudnn.allow_tf32
-    except RuntimeError:  # they differ already
-        allowed = None
-    if allowed is not None:
-        cudnn.allow_tf32 = False
-        cudnn.rnn.fp32_precision = "ieee"
-    cudnn.conv.fp32_precision = "ieee"
+    with _LOCK:
+        if _inside == 0:
+            _before = _Settings.now()
+        _inside += 1
+        if _before.older is not None:
+            cudnn.allow_tf32 = False
+            cudnn.rnn.fp32_precision = "ieee"
+        cudnn.conv.fp32_precision = "ieee"
     try:
         yield
     finally:
-        if allowed is not None:
-            cudnn.allow_tf32 = allowed
-        cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision = before
+        with _LOCK:
+            _inside -= 1
+            if _inside == 0:
+                _before.put_back()
