@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -162,6 +163,19 @@ def test_info_says_what_runs(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     assert "torch" in printed
     assert "cpu: " in printed
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, "1"), ("0", "0")])
+def test_memory_comes_in_large_pages_unless_the_user_says_otherwise(
+    before: str | None, after: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "")  # is put back afterwards
+    if before is None:
+        monkeypatch.delenv("THP_MEM_ALLOC_ENABLE")
+    else:
+        monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", before)
+    main(["info"])
+    assert os.environ["THP_MEM_ALLOC_ENABLE"] == after
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The command line: names typed functions, nothing else."""
 
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -401,6 +402,7 @@ RESUMABLE = ("train", "train-ann", "finetune")
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; errors that a user can mend are printed without a traceback."""
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch's, see docs/speed.md; read at its first large tensor
     try:
         tyro.extras.subcommand_cli_from_dict(
             COMMANDS,
