@@ -96,33 +96,64 @@ def measure(folder: Path, data: str | None, steps: int, seed: int, tested: int, 
     return result
 
 
+def spread(values: list[float]) -> str:
+    """Mean, and the standard deviation if there are several."""
+    deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.1f}{deviation}" if values else ""
+
+
+def in_percent(cell: dict, name: str) -> float:
+    return 100 * cell["rows"][name]["accuracy"][-1]
+
+
 def table(folder: Path) -> None:
-    """Markdown: a table for each kind of network, a line for each row, mean and spread over networks and seeds."""
-    found: dict = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
-    anns: dict = defaultdict(dict)
-    spent: dict = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    """Markdown: a table for each kind of network, mean and spread over networks; how far `auto` is from the best."""
+    kinds: dict = defaultdict(list)
     for path in sorted(folder.glob("*.json")):
-        content = json.loads(path.read_text())
-        key = f"{content['data']}, {content['label']}"
-        anns[key][content["network"]] = content["ann"]
-        for name, row in content["rows"].items():
-            found[key][name][content["steps"]].append(100 * row["accuracy"][-1])
-            spent[key][name][content["steps"]].append(row["seconds"])
-    for key, rows in found.items():
-        steps = sorted({t for row in rows.values() for t in row})
-        ann = [100 * value for value in anns[key].values()]
-        print(f"\n### {key} (ANN {statistics.fmean(ann):.2f}, {len(ann)} trained)\n")
-        print("| | " + " | ".join(f"T={t}" for t in steps) + " | seconds at T=" + str(steps[-1]) + " |")
-        print("|---|" + "---|" * (len(steps) + 1))
-        for name, row in rows.items():
-            cells = []
-            for t in steps:
-                values = row.get(t, [])
-                spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-                cells.append(f"{statistics.fmean(values):.1f}{spread}" if values else "")
-            seconds = spent[key][name].get(steps[-1], [])
-            cells.append(f"{statistics.fmean(seconds):.0f}" if seconds else "")
-            print(f"| {name} | " + " | ".join(cells) + " |")
+        cell = json.loads(path.read_text())
+        kinds[f"{cell['label']}, {cell['data']}"].append(cell)
+    for kind, cells in kinds.items():
+        steps = sorted({cell["steps"] for cell in cells})
+        at = {t: [cell for cell in cells if cell["steps"] == t] for t in steps}
+        most = max(cell["tested"] for cell in cells)
+        anns = {cell["network"]: 100 * cell["ann"] for cell in sorted(cells, key=lambda cell: cell["tested"])}
+        print(f"### {kind}\n\nANN {', '.join(f'{ann:.2f}' for ann in anns.values())} % ({len(anns)} trained).\n")
+        marks = {t: " \\*" if min(cell["tested"] for cell in at[t]) < most else "" for t in steps}
+        print("| | " + " | ".join(f"T={t}{marks[t]}" for t in steps) + " |")
+        print("|---|" + "---|" * len(steps))
+        names = dict.fromkeys(name for cell in cells for name in cell["rows"])
+        for name in sorted(names, key=lambda name: ("signed" in name, name.startswith("auto"))):
+            found = ([in_percent(cell, name) for cell in at[t] if name in cell["rows"]] for t in steps)
+            print(f"| {name} | " + " | ".join(map(spread, found)) + " |")
+        print("| networks | " + " | ".join(str(len(at[t])) for t in steps) + " |")
+        for label, ending in (("the slowest ftbc", "ftbc"), ("all that auto tried", "auto")):
+            slowest = (
+                [max(row["seconds"] for name, row in cell["rows"].items() if name.endswith(ending)) for cell in at[t]]
+                for t in steps
+            )
+            print(f"| seconds, {label} | " + " | ".join(f"{statistics.fmean(each):.0f}" for each in slowest) + " |")
+        fewer = {cell["tested"] for cell in cells} - {most}
+        print("".join(f"\n\\* First {count:,} test images.\n" for count in fewer))
+    gaps = sorted((gap for cells in kinds.values() for cell in cells for gap in gaps_of(cell)), reverse=True)
+    print(
+        f"`auto` is within 0.5 of its best fixed choice in {sum(gap <= 0.5 for gap, _ in gaps)} of {len(gaps)} cases."
+    )
+    for gap, where in gaps[:10]:
+        print(f"- {gap:.2f} {where}")
+
+
+def gaps_of(cell: dict) -> list[tuple[float, str]]:
+    """By how much the best fixed choice is above `auto`, among binary and among signed spikes."""
+    found = []
+    for mark in ("", ", signed"):
+        fixed = [
+            name for name in cell["rows"] if not name.startswith("auto") and name.endswith(", signed") == bool(mark)
+        ]
+        if f"auto{mark}" in cell["rows"]:
+            best = max(fixed, key=lambda name: in_percent(cell, name))
+            gap = round(in_percent(cell, best) - in_percent(cell, f"auto{mark}"), 3)
+            found.append((gap, f"{cell['network']}, T={cell['steps']}: {best} ({cell['tested']} images)"))
+    return found
 
 
 def main() -> None:

@@ -1,10 +1,11 @@
 """How many images per batch are fastest without gradients: time of an image by batch, the same images for all.
 
     python benchmarks/evaluation_batches.py
-    python benchmarks/evaluation_batches.py --networks sew_resnet18 --steps 4 --batches 500 128 32
+    python benchmarks/evaluation_batches.py --networks SEW-ResNet-18 --steps 4 --batches 500 128 32
 
 Networks have random weights; converted ones have thresholds from noise. Batches take turns in every round. `chosen` is
-`ranvier.data.evaluation_batch_size`; where it is none of the batches it is measured with them.
+`ranvier.data.evaluation_batch_size`; where it is none of the batches it is measured with them. Prepared networks, which
+split batches themselves, do not do so here.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from ranvier import conversion, models, provenance
 from ranvier.data import evaluation_batch_size
-from ranvier.export import to_inference
+from ranvier.export import inference, to_inference
 from ranvier.training import channels_last, lay_out
 
 SHAPE = (3, 32, 32)
@@ -60,11 +61,12 @@ def seconds_of(network: nn.Module, images: Tensor, batch: int, steps: int) -> fl
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    parser.add_argument("--steps", type=int, nargs="+", default=(1, 4, 16))
-    parser.add_argument("--batches", type=int, nargs="+", default=(500, 250, 64, 8))
-    parser.add_argument("--images", type=int, default=500)
+    parser.add_argument("--steps", type=int, nargs="+", default=(1, 4))
+    parser.add_argument("--batches", type=int, nargs="+", default=(256, 64, 8))
+    parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
+    inference.evaluation_batch_size = lambda steps, image_size: arguments.images
     torch.manual_seed(0)
     images = torch.rand(arguments.images, *SHAPE)
     print(f"{provenance.device_name('cpu')}, torch {torch.__version__}")

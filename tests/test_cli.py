@@ -1,5 +1,7 @@
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -165,17 +167,30 @@ def test_info_says_what_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert "cpu: " in printed
 
 
-@pytest.mark.parametrize(("before", "after"), [(None, "1"), ("0", "0")])
-def test_memory_comes_in_large_pages_unless_the_user_says_otherwise(
-    before: str | None, after: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "")  # is put back afterwards
-    if before is None:
-        monkeypatch.delenv("THP_MEM_ALLOC_ENABLE")
-    else:
-        monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", before)
-    main(["info"])
-    assert os.environ["THP_MEM_ALLOC_ENABLE"] == after
+LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+ASKED_FOR_LARGE_PAGES = """
+import re
+import torch
+from ranvier.cli import main
+main(["info"])
+tensor = torch.ones(10 * 2**20)
+for line in open("/proc/self/smaps"):
+    if found := re.match("([0-9a-f]+)-([0-9a-f]+) ", line):
+        here = int(found[1], 16) <= tensor.data_ptr() + tensor.nbytes // 2 < int(found[2], 16)
+    elif here and line.startswith("VmFlags"):
+        print("asked:", "hg" in line.split())
+"""
+
+
+@pytest.mark.skipif(not LARGE_PAGES.exists(), reason="needs Linux with transparent huge pages")
+@pytest.mark.parametrize(("users", "asked"), [(None, True), ("0", False)])
+def test_memory_comes_in_large_pages_unless_the_user_says_otherwise(users: str | None, asked: bool) -> None:
+    """torch looks at the variable when it makes its first tensor: none may be made where modules are imported."""
+    environment = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
+    environment |= {} if users is None else {"THP_MEM_ALLOC_ENABLE": users}
+    run = [sys.executable, "-c", ASKED_FOR_LARGE_PAGES]
+    said = subprocess.run(run, env=environment, capture_output=True, text=True, check=True).stdout
+    assert f"asked: {asked}" in said
 
 
 @pytest.mark.parametrize(

@@ -402,7 +402,7 @@ RESUMABLE = ("train", "train-ann", "finetune")
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; errors that a user can mend are printed without a traceback."""
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch's, see docs/speed.md; read at its first large tensor
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch's, which reads it at its first tensor: see docs/speed.md
     try:
         tyro.extras.subcommand_cli_from_dict(
             COMMANDS,

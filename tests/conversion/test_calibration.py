@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ranvier.conversion import calibration
 from ranvier.conversion.calibration import CalibrationImages, check_classes, gather
 
 NAN, INFINITY = float("nan"), float("inf")
@@ -220,22 +221,26 @@ def test_batches_are_even(count: int, batch_size: int, sizes: list[int]) -> None
 
 @pytest.mark.parametrize("first_look", [1, 8, 10, 99])
 @pytest.mark.parametrize("batch", [1, 3, 4, 20])
-def test_a_first_look_sees_the_same_images_whatever_the_batch(first_look: int, batch: int) -> None:
+@pytest.mark.parametrize("fastest", [2, 500])
+def test_a_first_look_sees_the_same_images_whatever_the_batch(
+    first_look: int, batch: int, fastest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The best batch depends on the processor, and what is chosen should not."""
     images = numbered(25)
     whole = read(images)
+    monkeypatch.setattr(calibration, "evaluation_batch_size", lambda *arguments, **named: fastest)
     found = gather(
         images,
-        batch_size=4,
+        batch_size=batch,
         held_out=0.4,
         fit_at_most=600,
         seed=0,
         device=torch.device("cpu"),
-        choosing_batch=batch,
         first_look=first_look,
     )
     assert numbers(found.choosing) == numbers(whole.choosing)
     assert numbers(found.fitting) == numbers(whole.fitting)
     ends = list(accumulate(map(len, found.choosing)))
     assert min(first_look, 10) in ends
-    assert max(map(len, found.choosing)) <= batch
+    assert max(map(len, found.choosing)) <= min(batch, fastest)
+    assert max(map(len, found.fitting)) <= batch

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ranvier.conversion import Activations, observe, thresholds
-from ranvier.conversion.threshold import BALANCE_ITERATIONS, BALANCE_RATE, BINS, FRACTIONS, THRESHOLDS, Threshold
+from ranvier.conversion.threshold import BALANCE_ITERATIONS, BALANCE_RATE, BINS, THRESHOLDS, Threshold, fractions
 from ranvier.conversion.trace import trace
 from ranvier.conversion.vocabulary import SITES
 from ranvier.nn import QCFS
@@ -156,7 +156,7 @@ def test_a_channel_below_its_percentile_gets_its_own_largest() -> None:
 def errors_of_candidates(values: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     """All candidates `[95, C]`, and the root mean square of q(a) - a over the values themselves for each of them."""
     values = values.double()
-    candidates = FRACTIONS.double().unsqueeze(1) * values.amax(0)
+    candidates = fractions().double().unsqueeze(1) * values.amax(0)
     sent = (steps * values / candidates.unsqueeze(1) + 0.5).floor().clamp(0, steps) * candidates.unsqueeze(1) / steps
     return candidates, (sent - values).square().mean(1).sqrt()
 
@@ -193,7 +193,7 @@ def test_mmse_from_other_initial_potentials(halves: int) -> None:
     """
     steps = 3
     values = (long_tailed(channels=1) / long_tailed(channels=1).max() * BINS).round()
-    k, n = values.long().view(1, -1), 100 - torch.arange(len(FRACTIONS)).view(-1, 1)
+    k, n = values.long().view(1, -1), 100 - torch.arange(len(fractions())).view(-1, 1)
     sent = ((200 * steps * k + halves * BINS * n) // (2 * BINS * n)).clamp(0, steps)
     errors = (sent * n / 100 / steps - k / BINS).double().square().mean(1)
     (found,) = find("mmse", activations(values), steps=steps, v_init=halves / 2)

@@ -1,6 +1,7 @@
 from collections import Counter
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -499,11 +500,31 @@ def test_balanced_epochs_differ_and_follow_from_the_seed() -> None:
     assert len({tuple(order(0)), tuple(order(1)), tuple(order(0, seed=1))}) == 3
 
 
-@pytest.mark.parametrize("threads", [1, 2, 16])
-@pytest.mark.parametrize("steps", [1, 2, 4, 16, 32])
-def test_batches_to_evaluate_fit_into_caches(steps: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """64 images times steps for each thread and 32 images at most, and at least 4 images."""
+@pytest.mark.parametrize(
+    ("threads", "steps", "image_size", "expected"),
+    [
+        (2, 1, 32, 64),
+        (2, 2, 32, 64),
+        (2, 4, 32, 32),
+        (2, 16, (32, 32), 8),
+        (2, 32, 32, 8),
+        (2, 4, 64, 8),
+        (2, 4, (16, 32), 64),
+        (16, 4, 32, 256),
+        (64, 1, 32, 500),
+        (1, 4, (), 500),
+        (1, 4, 0, 500),
+    ],
+)
+def test_batches_to_evaluate_fit_into_caches(
+    threads: int, steps: int, image_size: int | tuple[int, ...], expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    size = evaluation_batch_size(steps, "cpu")
-    assert size == max(4, min(32 * threads, 64 * threads // steps))
-    assert evaluation_batch_size(steps, torch.device("cuda")) == 500
+    assert evaluation_batch_size(steps, image_size=image_size) == expected
+    assert evaluation_batch_size(steps, torch.device("cuda"), image_size=image_size) == 500
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1.5, True])
+def test_batches_to_evaluate_need_steps(steps: Any) -> None:
+    with pytest.raises(ValueError, match="must be a whole number of at least 1"):
+        evaluation_batch_size(steps, "cuda")

@@ -227,7 +227,7 @@ def test_large_batches_pass_in_parts(sequence: bool, monkeypatch: pytest.MonkeyP
     run = fast.network.run
     monkeypatch.setattr(fast.network, "run", lambda x, *rest: passed.append(x.shape[1]) or run(x, *rest))
     for size, expected in ((13, [13]), (12, [7, 6]), (4, [4, 3, 3, 3]), (1, [1] * 13)):
-        monkeypatch.setattr(module, "evaluation_batch_size", lambda steps, size=size: size)
+        monkeypatch.setattr(module, "evaluation_batch_size", lambda steps, image_size, size=size: size)
         passed.clear()
         assert torch.equal(fast(x, steps), whole_logits)
         assert passed == expected
@@ -238,6 +238,15 @@ def test_large_batches_pass_in_parts(sequence: bool, monkeypatch: pytest.MonkeyP
     passed.clear()
     fast(x, steps, state=state)
     assert passed == [13]
+    passed.clear()
+    handle = fast.network.readout.register_forward_hook(lambda *given: None)  # would see parts
+    assert torch.equal(fast(x, steps), whole_logits)
+    assert passed == [13]
+    handle.remove()
+    compiled = torch.compile(fast, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x, steps), whole_logits)
+    program = torch.export.export(fast, (x, steps))
+    assert torch.equal(program.module()(x, steps), whole_logits)
     assert fast(x[:, :0] if sequence else x[:0], steps).shape == (2, 0, 3)
 
 

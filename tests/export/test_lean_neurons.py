@@ -280,13 +280,13 @@ def test_copies_and_pickles() -> None:
 
 @NATIVE
 @pytest.mark.parametrize("name", [*NEURONS, "converted", "converted, signed"])
-def test_a_state_that_nobody_wants_is_not_written(name: str) -> None:
-    """Memory of a state that was freed stays as it is; spikes are the same, from rest and from a state."""
+def test_a_state_that_nobody_wants_is_not_made(name: str) -> None:
+    """Spikes are the same without it, from rest and from a state, in first calls and in prepared ones."""
     lean = lean_converted(signed=name.endswith("signed")) if name.startswith("converted") else pair(name)[1]
     x = currents(2, 3, 4, 5)
     expected, state = lean(x, return_state=True)
     further, _ = lean(x, state, return_state=True)
-    for _ in range(3):  # first calls and prepared ones
+    for _ in range(3):
         assert torch.equal(lean(x), expected)
         assert torch.equal(lean(x, state), further)
     assert lean.fast(x, None, False)[1] is None

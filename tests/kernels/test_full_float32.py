@@ -40,13 +40,13 @@ def test_blocks_of_two_threads_may_overlap() -> None:
     def other() -> None:
         with full_float32():
             entered.set()
-            left.wait()
+            left.wait(60)
             seen.append(set_for_convolutions())
 
     thread = threading.Thread(target=other)
     with full_float32():
         thread.start()
-        entered.wait()
+        assert entered.wait(60)
     left.set()
     thread.join()
     assert seen == ["ieee"]

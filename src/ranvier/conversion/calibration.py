@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ranvier.checks import check_labels, shape_of
+from ranvier.data import evaluation_batch_size
 
 Calibration = Tensor | Iterable[Tensor | tuple[Tensor, Tensor]]
 """Images `[N, ...]`, or batches of images, or batches of images and labels, as a data loader gives them."""
@@ -42,7 +43,7 @@ def gather(
     fit_at_most: int,
     seed: int,
     device: torch.device,
-    choosing_batch: int | None = None,
+    steps: int = 1,
     first_look: int = 0,
 ) -> CalibrationImages:
     """Read, check, shuffle and split the calibration images.
@@ -55,7 +56,7 @@ def gather(
         fit_at_most: Images to fit on; what `held_out` leaves beyond is for choosing, too.
         seed: Decides which images are held out.
         device: Where the networks are.
-        choosing_batch: Images per batch to choose on at most; None for `batch_size`.
+        steps: T, on which it depends how many images a batch to choose on has; no more than `batch_size`.
         first_look: Images to choose on whose last ends a batch, if there are more.
 
     Raises:
@@ -81,9 +82,11 @@ def gather(
     fit, choose = (images[count:], images[:count]) if count else (images, images)
     chosen = labels[:count] if labels is not None and count else labels
 
+    fastest = evaluation_batch_size(steps, device, image_size=images.shape[2:])
+
     def choosing(rows: Tensor) -> tuple[Tensor, ...]:
         parts = (rows[:first_look], rows[first_look:])
-        return tuple(batch for part in parts if len(part) for batch in _even(part, choosing_batch or batch_size))
+        return tuple(batch for part in parts if len(part) for batch in _even(part, min(batch_size, fastest)))
 
     return CalibrationImages(
         fitting=_even(fit, batch_size),

@@ -22,7 +22,6 @@ from ranvier.conversion.threshold import Activations, Threshold, observe, thresh
 from ranvier.conversion.trace import trace
 from ranvier.conversion.vocabulary import SITES
 from ranvier.conversion.walk import walk
-from ranvier.data import evaluation_batch_size
 from ranvier.models import Network
 from ranvier.nn import QCFS, ConvertedIF
 
@@ -53,7 +52,7 @@ class Settings:
     step_sizes: tuple[float, ...] = (0.4,)
     """FTBC step sizes to choose among."""
     batch_size: int = 200
-    """Images per batch that is fitted on."""
+    """Images per batch that is fitted on; to choose on a CPU takes no more, and as many as are fast."""
     held_out: float = 0.4
     """Share of the calibration images that settings are chosen on; 0 chooses on those that were fitted on."""
     fit_at_most: int = 600
@@ -138,7 +137,7 @@ class Search:
             fit_at_most=settings.fit_at_most,
             seed=settings.seed,
             device=device,
-            choosing_batch=evaluation_batch_size(steps, device),
+            steps=steps,
             first_look=settings.first_look,
         )
         bar.show("tracing")

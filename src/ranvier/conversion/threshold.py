@@ -15,9 +15,12 @@ THRESHOLDS: tuple[Threshold, ...] = ("max", "percentile", "mmse", "balance", "qc
 
 BINS = 2048
 """Values above zero that a histogram tells apart; a multiple of usual numbers of levels, which then fall on bins."""
-FRACTIONS = 1 - 0.01 * torch.arange(95)
-"""Shares of the maximum among which `mmse` searches, as published."""
 BALANCE_RATE, BALANCE_ITERATIONS = 0.1, 1000
+
+
+def fractions() -> Tensor:
+    """Shares of the maximum among which `mmse` searches, as published."""
+    return 1 - 0.01 * torch.arange(95)
 
 
 @dataclass(frozen=True)
@@ -166,7 +169,7 @@ def _quantile(observed: Activations, share: float) -> Tensor:
 
 def _least_squares(observed: Activations, steps: int, v_init: float) -> Tensor:
     values = observed.values
-    candidates = observed.top * FRACTIONS.to(observed.top.device).unsqueeze(1)  # [95, C]
+    candidates = observed.top * fractions().to(observed.top.device).unsqueeze(1)  # [95, C]
     errors = []
     for theta in candidates.clamp_min(1e-30).unsqueeze(2).unbind(0):
         # A level that should round up must not be kept from it by a rounding error: 1e-4.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -20,18 +20,26 @@ from ranvier.data.events.frame_set import FrameSet
 from ranvier.data.images import ImageSet, StreamedImages
 
 _SHARE_OF_MEMORY = 0.25  # of what a GPU has free when a set of frames moves there: networks need the rest
-_CACHED = 64, 32  # images times time steps, and images, for each thread, whose values stay in the caches of a CPU
+_CACHED = 64, 32  # images of 32x32 times time steps, and images, that stay in the caches of a CPU, for each thread
+_SMALLEST, _LARGEST = 8, 500  # in smaller batches calls cost more than caches save; larger ones gain nothing
 _MIX = 1  # ends the key of the randomness of a mix, so that it is none of the augmentation's
 
 
-def evaluation_batch_size(steps: int, device: torch.device | str = "cpu") -> int:
-    """Images per batch at which networks of T steps run fastest without gradients.
+def evaluation_batch_size(
+    steps: int, device: torch.device | str = "cpu", *, image_size: int | Sequence[int] = 32
+) -> int:
+    """Images per batch at which convolutional networks of T steps run fastest without gradients.
 
     On a CPU as many as keep what a layer writes in the caches, and in memory that the process has already:
 
-        B = max(4, threads min(32, 64 / T))
+        B = threads min(32, 64 / T) 32^2 / pixels        at least 8, at most 500
 
-    See `docs/results/speed.md` for what that gains. On a GPU 500.
+    Measured on two threads with images of 32x32: see `docs/results/speed.md`. On a GPU 500.
+
+    Args:
+        steps: T.
+        device: Where the network runs.
+        image_size: Height and width, or one number for both; `()` for features without places.
 
     Raises:
         ValueError: `steps` is no whole number of at least 1.
@@ -41,9 +49,10 @@ def evaluation_batch_size(steps: int, device: torch.device | str = "cpu") -> int
     """
     steps = check_count("steps", steps)
     if torch.device(device).type != "cpu":
-        return 500
-    together, images = (count * torch.get_num_threads() for count in _CACHED)
-    return max(4, min(images, together // steps))
+        return _LARGEST
+    pixels = image_size**2 if isinstance(image_size, int) else math.prod(image_size)
+    together, images = (count * 32**2 * torch.get_num_threads() // max(pixels, 1) for count in _CACHED)
+    return min(_LARGEST, max(_SMALLEST, min(images, together // steps)))
 
 
 class Batches:

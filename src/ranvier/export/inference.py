@@ -68,7 +68,7 @@ def to_inference(
     On a CPU, `auto` runs layer by layer: weights of convolutions are packed once for the instructions of the machine,
     which a compiled network does in every call. SEW-ResNet-18 at batch 1 takes half as long again when compiled.
     Larger batches than `ranvier.data.evaluation_batch_size` pass in parts, which stay in the caches, unless a state
-    comes or is wanted. Elsewhere `auto` compiles.
+    comes or is wanted, or a hook watches. Elsewhere `auto` compiles.
 
     Args:
         model: A network of `ranvier.models`, or what `ranvier.conversion` made; compiled or not. Not changed. It must
@@ -142,13 +142,25 @@ class InferenceNetwork(SpikingNetwork):
     @torch.no_grad()
     def run(self, x: Tensor, steps: int, carry: Carry | None) -> Tensor:
         """The network on images of its precision and layout; logits of float32."""
+        count = 1 if carry is not None else self._parts_of(x, steps)
+        if count == 1:
+            return self._run(x, steps, carry)
+        return torch.cat([self._run(part, steps, None) for part in x.tensor_split(count, dim=1)], dim=1)
+
+    def _parts_of(self, x: Tensor, steps: int) -> int:
+        """In how many parts a batch passes: in one where something watches that should see it whole."""
+        if self.choice.implementation == "compiled" or x.device.type != "cpu" or torch.compiler.is_compiling():
+            return 1
+        fastest = evaluation_batch_size(steps, image_size=x.shape[3:])
+        if x.shape[1] <= fastest or any(map(is_hooked, self.network.modules())):
+            return 1
+        return -(-x.shape[1] // fastest)
+
+    def _run(self, x: Tensor, steps: int, carry: Carry | None) -> Tensor:
         x = x.to(DTYPES[self.precision])
         if x.ndim == 5:
             x = unfold_time(fold_time(x).contiguous(memory_format=torch.channels_last), len(x))
         if self.choice.implementation != "compiled":
-            if carry is None and x.device.type == "cpu":  # states of parts would have to be put together
-                parts = x.tensor_split(max(1, -(-x.shape[1] // evaluation_batch_size(steps))), dim=1)
-                return torch.cat([self.network.run(part, steps, None) for part in parts], dim=1).float()
             return self.network.run(x, steps, carry).float()
         # One object for each T: the graph is unrolled over the steps, so that another T is another graph in any case.
         if steps not in self._compiled:

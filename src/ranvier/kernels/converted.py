@@ -103,7 +103,7 @@ def converted_scan(
 
 
 def _kernel(backend: str) -> Callable[[Tensor, ConvertedState | None, Converted], tuple[Tensor, ConvertedState]]:
-    """That of a backend, imported where it is used: one needs Triton, the other a C++ compiler."""
+    """That of a backend, imported where it is used: one needs Triton, and both need this file."""
     if backend == "native":
         from ranvier.kernels import native_converted
 

@@ -41,9 +41,9 @@ _before = _Settings(None, "none", "none")
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Let cuDNN take float32 without rounding it to TF32; what was set before is set again afterwards.
+    """Let cuDNN take float32 without rounding it to TF32.
 
-    Blocks may overlap, in one thread or several: the last that ends puts back what the first found.
+    Blocks may overlap, in one thread or several: what was set before the first is set again after the last.
 
     TF32 is torch's default for convolutions on a GPU. It keeps 10 bits of each factor: a network whose normalisation
     was folded into its weights then differs from the same network without that by about 1e-3 of its largest output,
@@ -61,11 +61,11 @@ def full_float32() -> Iterator[None]:
     with _LOCK:
         if _inside == 0:
             _before = _Settings.now()
-        _inside += 1
         if _before.older is not None:
             cudnn.allow_tf32 = False
             cudnn.rnn.fp32_precision = "ieee"
         cudnn.conv.fp32_precision = "ieee"
+        _inside += 1
     try:
         yield
     finally:

@@ -434,7 +434,7 @@ _scan_operator.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _kernels(backend: str) -> Kernels:
-    """The module of a backend, imported where it is used: one needs Triton, the other a C++ compiler."""
+    """The module of a backend, imported where it is used: one needs Triton, and both need this file."""
     if backend == "native":
         from ranvier.kernels import native_scan
 
@@ -465,8 +465,12 @@ def dense(current: Tensor) -> Tensor:
 def outputs(current: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
     """New memory for all steps and for one, in float32: each step as in `current`, where steps may lie apart."""
     shape, step = current.shape[1:], current.stride()[1:]
-    all_steps = current.new_empty_strided(current.shape, (math.prod(shape), *step), dtype=dtype)
-    return all_steps, current.new_empty_strided(shape, step, dtype=torch.float32)
+    return all_steps(current, dtype), current.new_empty_strided(shape, step, dtype=torch.float32)
+
+
+def all_steps(current: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """New memory for all steps: each as in `current`, where steps may lie apart."""
+    return current.new_empty_strided(current.shape, (current[0].numel(), *current.stride()[1:]), dtype=dtype)
 
 
 def laid_out_as(step: Tensor, tensor: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 from ranvier.dynamics import ConvertedState
 from ranvier.kernels.converted import Converted
 from ranvier.kernels.derived import Derived
-from ranvier.kernels.fused_scan import View, dense, laid_out_as, outputs
+from ranvier.kernels.fused_scan import View, all_steps, dense, laid_out_as, outputs
 from ranvier.kernels.native_library import (
     CHUNKS,
     LINE,
@@ -154,7 +154,7 @@ class _Plan(NamedTuple):
 
     def sent(self, current: Tensor, state: ConvertedState | None) -> Tensor:
         """What `run` sends, without the state, which is two thirds of what a single step writes in bfloat16."""
-        sent, _ = outputs(current, torch.uint8 if self.sends_bytes else None)
+        sent = all_steps(current, torch.uint8 if self.sends_bytes else None)
         self._fill(current, state, sent, None, None)
         return sent
 

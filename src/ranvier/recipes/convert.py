@@ -138,7 +138,8 @@ def convert(
     count = min(images, len(splits.train) - 1)
     _, chosen = splits.train.hold_out(count, seed=(settings or Settings()).seed)
     place: dict[str, Any] = {"normalization": normalization, "device": device}
-    calibration = Batches(chosen, evaluation_batch_size(1, device), **place)
+    single, several = (evaluation_batch_size(t, device, image_size=source.form.image_size) for t in (1, steps))
+    calibration = Batches(chosen, single, **place)
     model = lay_out(source.model.to(device))
     snn = conversion.convert(
         model,
@@ -153,9 +154,9 @@ def convert(
     )
     assert snn.report is not None
     test = splits.test if test_images is None else splits.test.first(test_images)
-    batches = Batches(test, evaluation_batch_size(1, device), **place)
+    batches = Batches(test, single, **place)
     ann_accuracy = accuracy_by_step(_OneStep(model), _shown(batches, "scoring the ANN", quiet)).final
-    batches = Batches(test, evaluation_batch_size(steps, device), **place)
+    batches = Batches(test, several, **place)
     accuracy = accuracy_by_step(lay_out(snn), _shown(batches, "scoring the spiking network", quiet), steps)
     result = ConversionResult(source.name, ann_accuracy, accuracy, snn.report, out)
     card = {

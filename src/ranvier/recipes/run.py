@@ -148,7 +148,12 @@ def run(
         drop_last=True,
         **place,
     )
-    size = evaluation_batch_size(1 if isinstance(recipe, AnnRecipe) else recipe.steps, accelerator.device)
+    steps = 1 if isinstance(recipe, AnnRecipe) else recipe.steps
+    size = evaluation_batch_size(steps, accelerator.device, image_size=form.image_size)
+    if accelerator.num_processes > 1:  # they may differ in threads, and must not in what is a global batch
+        from accelerate.utils import broadcast_object_list
+
+        (size,) = broadcast_object_list([size])
     test = Batches(splits.test, size * accelerator.num_processes, **place)
     progress = fit(
         model,

@@ -226,7 +226,7 @@ class Trained:
     def _batches(
         self, images: ImageSet | StreamedImages | FrameSet, steps: int | None, device: torch.device | str
     ) -> Batches:
-        size = evaluation_batch_size(self.steps if steps is None else steps, device)
+        size = evaluation_batch_size(self.steps if steps is None else steps, device, image_size=self.form.image_size)
         return Batches(_begun(images, steps), size, normalization=self.form.normalization, device=device)
 
 
@@ -281,4 +281,5 @@ def sample(
 ) -> Batches:
     """Images to measure activity of T steps on: some of every class, because data sets may be sorted by class."""
     some = images if len(images) <= count else images.hold_out(count, seed=0)[1]
-    return Batches(some, evaluation_batch_size(steps, device), normalization=form.normalization, device=device)
+    size = evaluation_batch_size(steps, device, image_size=form.image_size)
+    return Batches(some, size, normalization=form.normalization, device=device)
