@@ -131,7 +131,7 @@ def table(folder: Path) -> None:
                 [max(row["seconds"] for name, row in cell["rows"].items() if name.endswith(ending)) for cell in at[t]]
                 for t in steps
             )
-            print(f"| seconds, {label} | " + " | ".join(f"{statistics.fmean(each):.0f}" for each in slowest) + " |")
+            print(f"| seconds, {label} | " + " | ".join(f"{statistics.median(each):.0f}" for each in slowest) + " |")
         fewer = {cell["tested"] for cell in cells} - {most}
         print("".join(f"\n\\* First {count:,} test images.\n" for count in fewer))
     gaps = sorted((gap for cells in kinds.values() for cell in cells for gap in gaps_of(cell)), reverse=True)

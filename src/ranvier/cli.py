@@ -1,6 +1,5 @@
 """The command line: names typed functions, nothing else."""
 
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -402,7 +401,7 @@ RESUMABLE = ("train", "train-ann", "finetune")
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; errors that a user can mend are printed without a traceback."""
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch's, which reads it at its first tensor: see docs/speed.md
+    provenance.ask_for_large_pages()
     try:
         tyro.extras.subcommand_cli_from_dict(
             COMMANDS,

@@ -83,6 +83,14 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ranvier"
 
 
+def ask_for_large_pages() -> None:
+    """Have torch ask the system for pages of 2 MiB, unless `$THP_MEM_ALLOC_ENABLE` says otherwise: see docs/speed.md.
+
+    torch reads the variable when it makes its first tensor.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+
 def _processor_name() -> str:
     """Processor model, from /proc/cpuinfo where there is one."""
     return _cpuinfo("model name") or platform.processor() or platform.machine()

@@ -245,10 +245,10 @@ def test_a_torch_without_limits_of_its_own_for_each_function(monkeypatch: pytest
         return model
 
     monkeypatch.setattr(torch, "compile", compile_)
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
-    assert dispatch.compile_whole(abs) is abs
-    assert seen == {"fullgraph": True}
-    assert torch._dynamo.config.recompile_limit == dispatch.RECOMPILE_LIMIT
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1000)
-    dispatch.compile_whole(abs)
-    assert torch._dynamo.config.recompile_limit == 1000
+    with torch._dynamo.config.patch(recompile_limit=8):  # monkeypatch would leave torch without the setting
+        assert dispatch.compile_whole(abs) is abs
+        assert seen == {"fullgraph": True}
+        assert torch._dynamo.config.recompile_limit == dispatch.RECOMPILE_LIMIT
+    with torch._dynamo.config.patch(recompile_limit=1000):
+        dispatch.compile_whole(abs)
+        assert torch._dynamo.config.recompile_limit == 1000
