@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import subprocess
@@ -378,6 +379,22 @@ def test_builders_at_the_same_time_leave_one_good_store(tmp_path: Path, damaged:
     for frames in results:
         assert torch.equal(_all(frames), Noise().expected(SETTINGS))
     assert _store(tmp_path).name.startswith("lab--noise-")
+
+
+@pytest.mark.parametrize("number", [errno.ENOTEMPTY, errno.EEXIST])
+def test_what_was_in_the_way_may_be_gone_already(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Of two builders that find a damaged store, one renames it away while the other looks."""
+    rename, refused = Path.rename, []
+
+    def busy(self: Path, target: Path) -> Path:
+        if not refused:
+            refused.append(target)
+            raise OSError(number, "as if another store were there")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", busy)
+    assert torch.equal(_all(_build(Noise(), tmp_path)), Noise().expected(SETTINGS))
+    assert refused
 
 
 BUILDER = """

@@ -6,6 +6,7 @@ read, and `card.json`, which says what it holds.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -93,7 +94,11 @@ def build_frames(
                 num_threads or min(os.cpu_count() or 1, _MOST_THREADS),
             )
             _put_in_place(folder, store, recordings, settings, skip_unreadable)
-        found = _open(store, recordings, settings)
+        for _ in range(10):
+            found = _open(store, recordings, settings)
+            if found is not None:
+                break
+            time.sleep(0.05)  # another process is about to put its own in place
         if found is None:
             raise OSError(f"{store} was built but cannot be read back. Is another program changing files there?")
     frames, skipped = found
@@ -214,8 +219,9 @@ def _put_in_place(
         try:
             folder.rename(store)  # refused where there is a folder that is not empty
             return
-        except OSError:
-            if not store.exists():
+        except OSError as error:
+            # Another process may have renamed away what was in the way, and so it need not be there any more.
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) and not store.exists():
                 raise
         others = _open(store, recordings, settings)
         if others is not None and (skip_unreadable or not others[1]):
