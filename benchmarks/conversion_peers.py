@@ -123,7 +123,7 @@ def sinabs() -> Contender:
 
 CONTENDERS = {
     "ranvier, defaults (mmse, ftbc)": ours(),
-    "ranvier, auto, refitted": ours(threshold="auto", bias="auto", refit=True),
+    "ranvier, auto": ours(threshold="auto", bias="auto"),
     "ranvier, auto, signed": ours(threshold="auto", bias="auto", signed=True),
     "SpikingJelly, RateCodingRecipe, max": spikingjelly("RateCodingRecipe", mode="max"),
     "SpikingJelly, RateCodingRecipe, 99.9%, by channel, half threshold": spikingjelly(

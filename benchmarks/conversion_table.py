@@ -1,4 +1,4 @@
-"""Accuracy by time step of converted networks: every threshold with every correction, `auto`, and what goes beyond.
+"""Accuracy by time step of converted networks: every threshold with every correction, and what `auto` chooses.
 
     ranvier train-ann cifar10 --data PATH --seed 0 --out runs/ann-0
     python benchmarks/conversion_table.py runs/ann-* --data PATH --out runs/conversion --steps 1 2 4 8 16
@@ -82,12 +82,12 @@ def measure(folder: Path, data: str | None, steps: int, seed: int, tested: int, 
             score(f"{kind}, {bias}{mark}", search.rebuild(best), prepared + seconds, str(best.candidate))
         best = search.best()
         total = prepared + sum(spent.values())
-        score(f"auto{mark}", search.rebuild(best), total, str(best.candidate))
+        score(f"auto, weights kept{mark}", search.rebuild(best), total, str(best.candidate))
         begin = time.perf_counter()
         search.try_refit()
         total += time.perf_counter() - begin
         best = search.best()
-        score(f"auto{mark}, refitted", search.rebuild(best), total, str(best.candidate))
+        score(f"auto{mark}", search.rebuild(best), total, str(best.candidate))
     result |= {
         "device": provenance.device_name("cpu"),
         "versions": provenance.versions(),

@@ -78,9 +78,9 @@ CHOSEN: dict[str, tuple] = {
     "ReLU, auto": ("relu", {"threshold": "auto", "bias": "auto"}, True),
     "QCFS 8, auto": ("qcfs8", {"threshold": "auto", "bias": "auto"}, True),
     "ReLU, auto, no labels": ("relu", {"threshold": "auto", "bias": "auto"}, True),
-    "ReLU, auto, signed, refitted": (
+    "ReLU, auto, signed": (
         "relu",
-        {"threshold": "auto", "bias": "auto", "signed": True, "refit": True},
+        {"threshold": "auto", "bias": "auto", "signed": True},
         True,
     ),
 }

@@ -108,7 +108,7 @@ def from_ann(row: str, steps: int, seed: int, folder: Path, arguments: argparse.
             search.try_all(search.thresholds_to_try("auto"), ("none", "light", "ftbc"))
             search.try_refit()
             snn = search.rebuild(search.best())
-            seconds += search.seconds if hasattr(search, "seconds") else 0.0
+            seconds += sum(search.clock.seconds.values())
         curve = accuracy_by_step(snn, test, steps)
     return {
         "accuracy": curve.final,

@@ -50,7 +50,7 @@ def test_an_ann_becomes_a_spiking_network(tmp_path: Path, capsys: pytest.Capture
     ann, snn = str(tmp_path / "ann"), str(tmp_path / "snn")
     call("train-ann", "digits", "--model", "mlp", "--epochs", "1", "--activation", "relu", "--out", ann)
     convert = ["convert", ann, "--steps", "2", "--images", "100", "--rounds", "0", "1", "--out", snn]
-    call(*convert, "--threshold", "auto", "--bias", "auto", "--signed", "--refit")
+    call(*convert, "--threshold", "auto", "--bias", "auto", "--signed")
     printed = capsys.readouterr().out
     results = json.loads((tmp_path / "snn" / "results.json").read_text())
     for accuracy in results["accuracy_by_step"]:
@@ -61,9 +61,16 @@ def test_an_ann_becomes_a_spiking_network(tmp_path: Path, capsys: pytest.Capture
     printed = capsys.readouterr().out
     assert f"{100 * results['accuracy_by_step'][-1]:.2f}" in printed
     assert "Early exit" in printed
+    assert any(one["refit"] for one in results["report"]["candidates"])
     with pytest.raises(SystemExit):
         call(*convert)
     assert "another --out" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        call(*convert, "--refit", "--keep-weights")
+    assert "leave one out" in capsys.readouterr().err
+    call(*convert[:-1], str(tmp_path / "kept"), "--bias", "auto", "--keep-weights")
+    results = json.loads((tmp_path / "kept" / "results.json").read_text())
+    assert not any(one["refit"] for one in results["report"]["candidates"])
 
 
 def test_early_exit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -94,6 +94,7 @@ def convert(
     bias: Literal["none", "light", "potential", "ftbc", "auto"] = "ftbc",
     signed: bool = False,
     refit: bool = False,
+    keep_weights: bool = False,
     images: int = 2600,
     test_images: int | None = None,
     mean: tuple[float, ...] | None = None,
@@ -110,7 +111,7 @@ def convert(
     For example:
       ranvier convert runs/cifar10-resnet20-qcfs8-seed0 --steps 8
       ranvier convert runs/cifar10-resnet20-qcfs8-seed0 --steps 4 --threshold auto --bias auto --data PATH
-      ranvier convert runs/cifar10-resnet20-relu-seed0 --steps 4 --signed --refit
+      ranvier convert runs/cifar10-resnet20-relu-seed0 --steps 4 --bias auto --signed
       ranvier convert my_package.models:resnet18 --weights resnet18.safetensors --data PATH_OR_HUB_ID --steps 8
 
     Args:
@@ -120,10 +121,11 @@ def convert(
         weights: Safetensors file with the parameters of what the factory builds.
         threshold: Where neurons fire; auto tries percentile, mmse, and max (qcfs where
             ceilings were learned).
-        bias: Correction of the neurons; auto tries none, light and ftbc.
+        bias: Correction of the neurons; auto tries none, light, ftbc and --refit.
         signed: Let neurons that fired too often take spikes back: far more accurate from T = 2 on, if the hardware can
             send negative spikes.
-        refit: Fit the weights of each layer to the spikes that reach it.
+        refit: Try weights of each layer that are fitted to the spikes that reach it, whatever the bias.
+        keep_weights: Leave the weights of the ANN as they are, with --bias auto too.
         images: Training images to calibrate on, none of those that the ANN's recipe held out; up to 600 are fitted on,
             and the others decide between settings.
         test_images: Score on the first so many test images; by default on all.
@@ -131,10 +133,13 @@ def convert(
         std: Standard deviation, likewise.
         settings: Fine print.
         device: cpu or cuda.
-        out: Output folder; by default runs/ANN-THRESHOLD-BIAS-TSTEPS, with -signed and -refit where they are.
+        out: Output folder; by default runs/ANN-THRESHOLD-BIAS-TSTEPS, with -signed, -refit and
+            -keep-weights where they are.
     """
     name = ann.rpartition(":")[2] if ":" in ann else Path(ann).resolve().name
-    options = "-signed" * signed + "-refit" * refit
+    if refit and keep_weights:
+        raise ValueError("Both --refit and --keep-weights were given: leave one out.")
+    options = "-signed" * signed + "-refit" * refit + "-keep-weights" * keep_weights
     result = recipes.convert(
         ann,
         out or Path("runs", f"{name}-{threshold}-{bias}{options}-T{steps}"),
@@ -144,7 +149,7 @@ def convert(
         threshold=threshold,
         bias=bias,
         signed=signed,
-        refit=refit,
+        refit=True if refit else False if keep_weights else None,
         images=images,
         test_images=test_images,
         settings=settings,

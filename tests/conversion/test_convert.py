@@ -267,14 +267,19 @@ def test_auto_tries_everything_and_chooses_by_the_documented_rule(
         assert trial.logit_error == pytest.approx(errors, rel=1e-4)  # float32 sums
         assert torch.equal(trial.hits, hits.float())
 
-    report = report_of(
-        convert(ann, x, steps=2, threshold="auto", bias="auto", signed=signed, refit=True, settings=settings)
-    )
+    report = report_of(convert(ann, x, steps=2, threshold="auto", bias="auto", signed=signed, settings=settings))
     assert report.candidates == tuple(trial.candidate for trial in search.trials)
     assert report.chosen == rule(search.trials).candidate
     assert not any(
         one.accuracy > report.chosen.accuracy and one.divergence < report.chosen.divergence for one in report.candidates
     )
+
+
+@pytest.mark.parametrize(("bias", "refit", "tried"), [("auto", None, 1), ("auto", False, 0), ("ftbc", None, 0)])
+def test_weights_are_fitted_where_the_correction_is_chosen(bias: Any, refit: bool | None, tried: int) -> None:
+    settings = Settings(rounds=(1,), batch_size=20)
+    snn = convert(mlp(), torch.randn(100, 6), steps=2, threshold="max", bias=bias, refit=refit, settings=settings)
+    assert sum(one.refit for one in report_of(snn).candidates) == tried
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

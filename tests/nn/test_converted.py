@@ -171,7 +171,8 @@ def test_networks_take_it_as_their_neuron() -> None:
     logits, state = net(x, steps=6), None
     for t in range(6):
         step, state = net(x, steps=1, state=state, return_state=True)
-        assert torch.equal(step[0], logits[t])
+        # Matrix products of six steps and of one may round differently, which depends on the processor.
+        torch.testing.assert_close(step[0], logits[t], rtol=1e-5, atol=1e-6)
 
 
 def test_compiles_whole() -> None:

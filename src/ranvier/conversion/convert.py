@@ -24,7 +24,7 @@ def convert(
     threshold: Threshold | Literal["auto"] = "mmse",
     bias: Bias | Literal["auto"] = "ftbc",
     signed: bool = False,
-    refit: bool = False,
+    refit: bool | None = None,
     settings: Settings | None = None,
     progress: bool = False,
 ) -> ConvertedSNN:
@@ -47,10 +47,12 @@ def convert(
             600 are fitted on; the more there are beyond, the better the choice.
         steps: T, for which the network is calibrated.
         threshold: `max`, `percentile`, `mmse`, `balance`, `qcfs` (learned ceilings), or `auto`: see `thresholds`.
-        bias: `none`, `light` (constant), `potential` (initial potentials), `ftbc` (one per step), or `auto`.
+        bias: `none`, `light` (constant), `potential` (initial potentials), `ftbc` (one per step); `auto` tries none,
+            light, ftbc and fitted weights.
         signed: Whether neurons that fired too often may take spikes back (SNM). Far more accurate from T = 2 on, if
             the hardware can send negative spikes.
-        refit: Whether to fit the weights of each layer to the spikes that reach it, by least squares: see `Refit`.
+        refit: Whether to try to fit the weights of each layer to the spikes that reach it, by least squares: see
+            `Refit`. None tries it where bias is `auto`.
         settings: The fine print.
         progress: Show a progress bar if there is a terminal.
 
@@ -72,6 +74,7 @@ def convert(
     check_choice("threshold", threshold, (*THRESHOLDS, "auto"))
     check_choice("bias", bias, (*BIASES, "auto"))
     settings = settings or Settings()
+    refit = bias == "auto" if refit is None else refit
     with torch.inference_mode(False), torch.no_grad(), Progress(progress) as bar:
         search = Search(ann, calibration, steps=steps, signed=signed, settings=settings, bar=bar)
         kinds, biases = search.thresholds_to_try(threshold), search.biases_to_try(bias)

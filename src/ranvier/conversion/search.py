@@ -27,7 +27,7 @@ from ranvier.nn import QCFS, ConvertedIF
 
 AUTO_BIASES: tuple[Bias, ...] = ("none", "light", "ftbc")
 AUTO_THRESHOLDS: tuple[Threshold, ...] = ("max", "percentile", "mmse")
-"""What `auto` tries; `qcfs` in place of `max` where the network has learned ceilings."""
+"""What `auto` tries; `qcfs` in place of `max` where the network has learned ceilings. Fitted weights come on top."""
 
 STANDARD_ERRORS = 2.0
 """Accuracies that differ by no more are taken as equal, and the divergence from the ANN decides."""
@@ -52,7 +52,7 @@ class Settings:
     step_sizes: tuple[float, ...] = (0.4,)
     """FTBC step sizes to choose among."""
     batch_size: int = 200
-    """Images per batch that is fitted on; to choose on a CPU takes no more, and as many as are fast."""
+    """Images per batch; batches to choose on are smaller where that is faster."""
     held_out: float = 0.4
     """Share of the calibration images that settings are chosen on; 0 chooses on those that were fitted on."""
     fit_at_most: int = 600

@@ -22,6 +22,7 @@ from ranvier.dynamics.integrate_and_fire import (
     plif_step,
 )
 from ranvier.dynamics.quantized import qcfs
+from ranvier.dynamics.rectified import clip, relu
 from ranvier.dynamics.reset import Reset, reset
 from ranvier.dynamics.scan import NeuronState, scan
 from ranvier.dynamics.surrogate import ATan, Rectangle, Sigmoid, Surrogate, Triangle, spike
@@ -43,6 +44,7 @@ __all__ = [
     "Triangle",
     "affine_scan",
     "affine_step",
+    "clip",
     "converted_scan",
     "converted_step",
     "if_scan",
@@ -56,6 +58,7 @@ __all__ = [
     "plif_scan",
     "plif_step",
     "qcfs",
+    "relu",
     "reset",
     "scan",
     "spike",

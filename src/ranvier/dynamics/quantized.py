@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ranvier.dynamics.rectified import clip
 from ranvier.dynamics.scan import per_channel
 
 
@@ -37,6 +38,6 @@ def qcfs(x: Tensor, ceiling: Tensor, levels: int) -> Tensor:
         ceiling = per_channel(ceiling, x)
     scaled = x.to(torch.promote_types(x.dtype, torch.float32)) * (levels / ceiling) + 0.5
     # Clipped first: behind the floor, the clip would pass the gradient of the whole top level, a step too far.
-    clipped = scaled.clamp(0, levels)
+    clipped = clip(scaled, 0, levels)
     rounded = clipped + (clipped.floor() - clipped).detach()
     return (rounded * (ceiling / levels)).to(x.dtype)

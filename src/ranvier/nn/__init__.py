@@ -9,6 +9,7 @@ from ranvier.nn.normalization import BatchNorm
 from ranvier.nn.proxy import ProxyActivation, ProxyNorm, analog
 from ranvier.nn.quantized import QCFS
 from ranvier.nn.readout import Readout
+from ranvier.nn.rectified import ReLU
 from ranvier.nn.time import Carry, TimeFolded, fire, fold_time, repeat, unfold_time
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Neuron",
     "ProxyActivation",
     "ProxyNorm",
+    "ReLU",
     "Readout",
     "TimeFolded",
     "analog",

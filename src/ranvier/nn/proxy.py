@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ranvier.checks import check_choice, check_positive, check_sequence
+from ranvier.dynamics import clip, relu
 from ranvier.nn.converted import ConvertedIF
 from ranvier.nn.neurons import Neuron
 from ranvier.nn.normalization import BatchNorm
@@ -71,7 +72,7 @@ class ProxyActivation(Activation):
         if self.rectification == "own":
             assert isinstance(self.neuron, ConvertedIF)
             return self.neuron.analog(x)
-        return torch.relu(x) if self.rectification == "relu" else x.clamp(0, self.ceiling)
+        return relu(x) if self.rectification == "relu" else clip(x, 0, self.ceiling)
 
     def extra_repr(self) -> str:
         """Settings, as printed."""

@@ -91,7 +91,7 @@ def convert(
     threshold: Threshold | Literal["auto"] = "mmse",
     bias: Bias | Literal["auto"] = "ftbc",
     signed: bool = False,
-    refit: bool = False,
+    refit: bool | None = None,
     images: int = 2600,
     test_images: int | None = None,
     settings: Settings | None = None,

@@ -10,7 +10,7 @@ from ranvier import models
 from ranvier.checks import check_choice, check_count, check_positive
 from ranvier.dynamics import Reset
 from ranvier.kernels.dispatch import Implementation
-from ranvier.nn import IF, LIF, LIFB, PLIF, QCFS
+from ranvier.nn import IF, LIF, LIFB, PLIF, QCFS, ReLU
 from ranvier.nn.normalization import Statistics
 from ranvier.training import PUBLISHED_FORM, PUBLISHED_LOSS, ProxyForm, ProxyLoss
 from ranvier.training.proxy import InitialWeights, Normalizations, Pooling, ProxyReadout, Target, Worth
@@ -163,7 +163,7 @@ class AnnSettings:
         """
         del implementation
         if self.activation == "relu":
-            return _build(self.model, lambda _: nn.ReLU(), num_classes, in_channels, image_size, self.hidden)
+            return _build(self.model, ReLU, num_classes, in_channels, image_size, self.hidden)
 
         def quantized(channels: int) -> nn.Module:
             return QCFS(channels, levels=self.levels, ceiling_init=self.ceiling_init)
