@@ -114,6 +114,15 @@ class View(NamedTuple):
         return cls(numel // columns, columns, inner)
 
 
+class Norm(NamedTuple):
+    """What a normalisation makes of the input before neurons receive it: `current scale + shift`, `[C]` float32."""
+
+    scale: Tensor
+    shift: Tensor
+    mean: Tensor
+    """That backward takes deviations from."""
+
+
 class Job(NamedTuple):
     """What a kernel is given to work on. All steps of all tensors are dense, and lie in memory as those of `current`.
 
@@ -124,6 +133,7 @@ class Job(NamedTuple):
         state: Potential that came in, `[B, ...]` float32, or None.
         rate: Leak that is learned, `[1]` float32, or None.
         excess: What a burst sends beyond a spike, `[C]` float32, or None.
+        norm: What neurons receive instead of `current`, on a CPU; None if it is that.
     """
 
     kind: Kind
@@ -132,6 +142,7 @@ class Job(NamedTuple):
     state: Tensor | None
     rate: Tensor | None
     excess: Tensor | None
+    norm: Norm | None = None
 
 
 class Kernels(Protocol):
@@ -229,7 +240,7 @@ def fused_scan(
         v = v.clone()  # autograd keeps no tensor that was made in inference mode
     if nobody_watches(current, v, rate, excess):
         return make_scan(current, v, rate, excess, backend, kind)
-    if _traced(current, v, rate, excess):
+    if is_traced(current, v, rate, excess):
         spikes, end = _scan_operator(current, v, rate, excess, backend, *kind)
     else:
         spikes, end = _Scan.apply(current, v, rate, excess, backend, kind)
@@ -238,12 +249,12 @@ def fused_scan(
 
 def nobody_watches(*tensors: Tensor | None) -> bool:
     """Whether neither autograd, backward or forward, nor what traces or batches calls has to see a scan."""
-    if _traced(*tensors) or torch.autograd.forward_ad._current_level >= 0:
+    if is_traced(*tensors) or torch.autograd.forward_ad._current_level >= 0:
         return False
     return not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors if tensor is not None))
 
 
-def _traced(*tensors: Tensor | None) -> bool:
+def is_traced(*tensors: Tensor | None) -> bool:
     """Whether something that traces or batches calls watches, which wants an operator."""
     return (
         torch.compiler.is_compiling()
@@ -300,7 +311,7 @@ class _Scan(torch.autograd.Function):
         if not given:
             return (None,) * 6
         # Batches of gradients (is_grads_batched) have no memory of their own, and want the operator too.
-        if _traced(current, *given) or not all(map(torch._C._has_storage, given)):
+        if is_traced(current, *given) or not all(map(torch._C._has_storage, given)):
             gradients = _scan_backward_operator(grad_spikes, grad_end, current, state, rate, excess, backend, *kind)
         else:
             gradients = _gradients(grad_spikes, grad_end, current, state, rate, excess, backend, kind)

@@ -5,6 +5,8 @@
 //   DETACH     1: the gradient ignores the reset
 //   SURROGATE  0 triangle, 1 atan, 2 sigmoid, 3 rectangle
 //   LEARNS     0 nothing, 1 the leak, 2 what a burst sends
+//   NORMED     1: what neurons receive is x scale + shift of each channel, as a batch normalisation has it; channels lie
+//              side by side in memory, and there are whole lines of them
 //   BFLOAT16, BYTES, STEPS: see native_lines.h; of bytes there is no backward
 //
 // A line of neurons goes through all steps while its potentials are in registers. Lines of all steps are then fetched
@@ -74,21 +76,33 @@ struct Work {
     const Element* current;  // [steps, numel], `apart` elements from step to step
     const float* state;      // [numel], or null
     const float* gain;       // what a burst sends beyond a spike, [columns + LINE], beginning anew at `columns`
+    const float* scale;      // [columns] each, or null: see NORMED
+    const float* shift;
+    const float* mean;       // that backward takes deviations from
     int64_t steps, numel, apart, columns, inner, chunks, threads, past_caches;
     float leak, v_threshold, v_burst, number;
 };
 
 namespace {
 
+// What neurons receive of `from`, of which `scale` and `shift` are those of its channels.
+INLINE Float receive(const Element* from, int64_t count, Float scale, Float shift) {
+    const Float x = load(from, count);
+    return NORMED ? x * scale + shift : x;
+}
+
 template <bool PAST_CACHES>
 INLINE void forward_line(const Work& work, int64_t at, int64_t count, Sent* spikes, float* end) {
     Float v = work.state ? load(work.state + at, count) : all(0);
-    const Float gain = LEARNS == 2 ? load(work.gain + at % work.columns, count) : all(0);
+    const int64_t column = LEARNS == 2 || NORMED ? at % work.columns : 0;
+    const Float gain = LEARNS == 2 ? load(work.gain + column, count) : all(0);
+    const Float scale = NORMED ? load(work.scale + column, LINE) : all(0);
+    const Float shift = NORMED ? load(work.shift + column, LINE) : all(0);
     const Element* x = work.current + at;
     Sent* sent = spikes + at;
     FOR_ALL_STEPS
     for (int64_t t = 0; t < (STEPS ? STEPS : work.steps); ++t, x += work.apart, sent += work.numel) {
-        const Float h = charge(load(x, count), v, work.leak);
+        const Float h = charge(receive(x, count, scale, shift), v, work.leak);
         const Float fired = at_least(h - work.v_threshold);
         v = reset(h, fired, work.v_threshold);
         send<PAST_CACHES>(sent, LEARNS == 2 ? fired + gain * at_least(h - work.v_burst) : fired, count);
@@ -110,23 +124,27 @@ const Element NONE[LINE] = {};
 // `sums`, one for each channel.
 template <bool PAST_CACHES>
 INLINE void backward_line(const Work& work, int64_t at, int64_t count, const Gradients& gradients, float* held,
-                          Float& rate, double* sums) {
+                          Float& rate, double* sums, float* moments) {
     const int64_t steps = STEPS ? STEPS : work.steps;
     Float registers[STEPS ? 2 * STEPS : 1];
     Float* potentials = STEPS ? registers : reinterpret_cast<Float*>(held);
     Float* drives = potentials + steps;  // x - v
     Float v = work.state ? load(work.state + at, count) : all(0);
-    const Float gain = LEARNS == 2 ? load(work.gain + at % work.columns, count) : all(0);
+    const int64_t column = LEARNS == 2 || NORMED ? at % work.columns : 0;
+    const Float gain = LEARNS == 2 ? load(work.gain + column, count) : all(0);
+    const Float scale = NORMED ? load(work.scale + column, LINE) : all(0);
+    const Float shift = NORMED ? load(work.shift + column, LINE) : all(0);
     const Element* x = work.current + at;
     FOR_ALL_STEPS
     for (int64_t t = 0; t < steps; ++t, x += work.apart) {
-        const Float input = load(x, count), h = charge(input, v, work.leak);
+        const Float input = receive(x, count, scale, shift), h = charge(input, v, work.leak);
         potentials[t] = h;
         if (LEARNS == 1) drives[t] = input - v;
         v = reset(h, at_least(h - work.v_threshold), work.v_threshold);
     }
     Float to_v = gradients.end ? load(gradients.end + at, count) : all(0);
-    Float total = all(0);
+    Float total = all(0), sum = all(0), product = all(0);
+    const Float mean = NORMED ? load(work.mean + column, LINE) : all(0);
     const Element* upstream = gradients.spikes ? gradients.spikes + at : NONE;
     const int64_t apart = gradients.spikes ? gradients.apart : 0;
     FOR_ALL_STEPS
@@ -144,12 +162,19 @@ INLINE void backward_line(const Work& work, int64_t at, int64_t count, const Gra
         if (LEARNS == 1) total += to_h * drives[t];
         const Float to_x = CHARGE == 0 ? to_h : CHARGE == 1 ? to_h * work.leak : to_h / work.leak;
         to_v = CHARGE == 0 ? to_h : to_h - to_x;
+        if (NORMED) {
+            sum += to_x;
+            product += to_x * (load(work.current + at + t * work.apart, count) - mean);
+        }
         send<PAST_CACHES>(gradients.current + t * work.numel + at, to_x, count);
     }
     if (gradients.state) store(gradients.state + at, to_v, count);
+    if (NORMED) {
+        store(moments + column, load(moments + column, LINE) + sum, LINE);
+        store(moments + work.columns + column, load(moments + work.columns + column, LINE) + product, LINE);
+    }
     if (LEARNS == 1) rate += total;
     if (LEARNS == 2) {
-        const int64_t column = at % work.columns;
         if (column % work.inner + count <= work.inner) {  // all in one channel; lanes beyond `count` hold 0
             sums[column / work.inner] += sum_of(total);
         } else if (work.inner == 1 && column + count <= work.columns) {
@@ -174,7 +199,7 @@ void forward_all(const Work* given, Sent* spikes, float* end) {
 }
 
 template <bool PAST_CACHES>
-void backward_all(const Work* given, const Gradients* grads, double* sums) {
+void backward_all(const Work* given, const Gradients* grads, double* sums, float* moments) {
 #pragma omp parallel num_threads(given->threads)
     {
         const Work work = *given;  // of this thread alone, as above
@@ -186,16 +211,60 @@ void backward_all(const Work* given, const Gradients* grads, double* sums) {
             const int64_t last = begin_of(work.numel, work.chunks, chunk + 1);
             int64_t at = begin_of(work.numel, work.chunks, chunk);
             double* own = LEARNS ? sums + chunk * channels : nullptr;
+            float* near = NORMED ? moments + chunk * 2 * work.columns : nullptr;
             Float rate = all(0);
             for (; at + LINE <= last; at += LINE)
-                backward_line<PAST_CACHES>(work, at, LINE, gradients, held, rate, own);
-            if (at < last) backward_line<false>(work, at, last - at, gradients, held, rate, own);
+                backward_line<PAST_CACHES>(work, at, LINE, gradients, held, rate, own, near);
+            if (at < last) backward_line<false>(work, at, last - at, gradients, held, rate, own, near);
             settle(PAST_CACHES);
             if (LEARNS == 1) own[0] = sum_of(rate);
         }
         std::free(held);
     }
 }
+
+#if NORMED
+// A channel's sums of x - pivot and of its square, [chunks, 2, columns].
+void sum_all(const Work* given, const float* pivot, float* moments) {
+#pragma omp parallel for schedule(static) num_threads(given->threads)
+    for (int64_t chunk = 0; chunk < given->chunks; ++chunk) {
+        const Work work = *given;
+        const int64_t last = begin_of(work.numel, work.chunks, chunk + 1);
+        float* sums = moments + chunk * 2 * work.columns;
+        float* squares = sums + work.columns;
+        for (int64_t at = begin_of(work.numel, work.chunks, chunk); at < last; at += LINE) {
+            const int64_t column = at % work.columns;
+            const Float from = load(pivot + column, LINE);
+            Float sum = all(0), square = all(0);
+            for (int64_t t = 0; t < work.steps; ++t) {
+                const Float x = load(work.current + at + t * work.apart, LINE) - from;
+                sum += x;
+                square += x * x;
+            }
+            store(sums + column, load(sums + column, LINE) + sum, LINE);
+            store(squares + column, load(squares + column, LINE) + square, LINE);
+        }
+    }
+}
+
+// gradient = gradient scale + x slope + shift, of each channel.
+void combine_all(const Work* given, const float* slope, Element* gradient) {
+#pragma omp parallel for schedule(static) num_threads(given->threads)
+    for (int64_t chunk = 0; chunk < given->chunks; ++chunk) {
+        const Work work = *given;
+        const int64_t last = begin_of(work.numel, work.chunks, chunk + 1);
+        for (int64_t t = 0; t < work.steps; ++t)
+            for (int64_t at = begin_of(work.numel, work.chunks, chunk); at < last; at += LINE) {
+                const int64_t column = at % work.columns;
+                const Float x = load(work.current + at + t * work.apart, LINE);
+                Element* place = gradient + t * work.numel + at;
+                const Float g = load(place, LINE);
+                send<false>(place, g * load(work.scale + column, LINE) + x * load(slope + column, LINE) +
+                                       load(work.shift + column, LINE), LINE);
+            }
+    }
+}
+#endif
 
 }  // namespace
 
@@ -207,8 +276,14 @@ extern "C" void forward(const Work* work, Sent* spikes, float* end) {
 
 // `sums`, [chunks, channels], takes the gradient of what is learned, for each chunk.
 extern "C" void backward(const Work* work, const Element* grad_spikes, int64_t grad_apart, const float* grad_end,
-                         Element* grad_current, float* grad_state, double* sums) {
+                         Element* grad_current, float* grad_state, double* sums, float* moments) {
     const Gradients gradients{grad_spikes, grad_apart, grad_end, grad_current, grad_state};
-    if (work->past_caches) backward_all<true>(work, &gradients, sums);
-    else backward_all<false>(work, &gradients, sums);
+    if (work->past_caches) backward_all<true>(work, &gradients, sums, moments);
+    else backward_all<false>(work, &gradients, sums, moments);
 }
+
+#if NORMED
+extern "C" void statistics(const Work* work, const float* pivot, float* moments) { sum_all(work, pivot, moments); }
+
+extern "C" void combine(const Work* work, const float* slope, Element* gradient) { combine_all(work, slope, gradient); }
+#endif

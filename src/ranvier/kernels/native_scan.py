@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ranvier import provenance
-from ranvier.kernels.fused_scan import Job, Kind, View, dense, make_scan
+from ranvier.kernels.fused_scan import Job, Kind, Norm, View, dense, make_scan
 from ranvier.kernels.native_library import (
     CHUNKS,
     LINE,
@@ -35,6 +35,9 @@ from ranvier.kernels.native_library import (
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 
+ROWS = 8
+"""Rows of channels that a part of a normalised scan has at least."""
+
 MOST_PLANS = 64
 """Shapes that a prepared scan remembers; with more of them they are forgotten, and worked out again."""
 
@@ -46,6 +49,9 @@ class _Work(ctypes.Structure):
         ("current", ctypes.c_void_p),
         ("state", ctypes.c_void_p),
         ("gain", ctypes.c_void_p),
+        ("scale", ctypes.c_void_p),
+        ("shift", ctypes.c_void_p),
+        ("mean", ctypes.c_void_p),
         ("steps", ctypes.c_int64),
         ("numel", ctypes.c_int64),
         ("apart", ctypes.c_int64),
@@ -69,12 +75,13 @@ def _work(job: Job, gain: Tensor | None) -> _Work:
         current.data_ptr(),
         address(job.state),
         address(gain),
+        *(map(address, job.norm) if job.norm else (None, None, None)),
         steps,
         numel,
         current.stride(0),
         job.view.columns,
         job.view.inner,
-        CHUNKS,
+        chunks_of(job.view) if job.norm else CHUNKS,
         1,
         numel % LINE == 0 and steps * numel * current.element_size() >= PAST_CACHES,
         kind.charge[1] if job.rate is None else job.rate.item(),
@@ -86,22 +93,37 @@ def _work(job: Job, gain: Tensor | None) -> _Work:
     return work
 
 
-def forward(job: Job, spikes: Tensor, end: Tensor) -> None:
+def chunks_of(view: View) -> int:
+    """Parts of a normalised scan: each has sums of all its channels, which should be small beside what it adds up."""
+    return min(CHUNKS, max(1, view.rows // ROWS))
+
+
+def forward(job: Job, spikes: Tensor, end: Tensor | None) -> None:
     """Write the spikes and the potential after the last step: see `ranvier.kernels.fused_scan.Kernels`."""
     ask_for_huge_pages(spikes)
     gain = None if job.excess is None else by_column(job.excess, job.view.columns)
-    library = _library_of(job.kind, job.current.dtype, len(job.current), spikes.dtype == torch.uint8)
+    sends_bytes = spikes.dtype == torch.uint8
+    library = _library_of(job.kind, job.current.dtype, len(job.current), sends_bytes, job.norm is not None)
     library.forward(ctypes.byref(_work(job, gain)), address(spikes), address(end))
 
 
 def backward(
-    job: Job, grad_spikes: Tensor | None, grad_end: Tensor | None, grad_current: Tensor, grad_state: Tensor | None
+    job: Job,
+    grad_spikes: Tensor | None,
+    grad_end: Tensor | None,
+    grad_current: Tensor,
+    grad_state: Tensor | None,
+    moments: Tensor | None = None,
 ) -> Tensor | None:
-    """Write and return gradients: see `ranvier.kernels.fused_scan.Kernels`."""
+    """Write and return gradients: see `ranvier.kernels.fused_scan.Kernels`.
+
+    Where neurons received what a normalisation made of `current`, the gradient is with respect to that, and `moments`,
+    `[chunks_of(view), 2, C]` and zero, takes the sums of it and of its product with `current - mean`.
+    """
     learned = job.excess if job.rate is None else job.rate
     partial = None if learned is None else torch.zeros(CHUNKS, len(learned), dtype=torch.float64)
     ask_for_huge_pages(grad_current)
-    library = _library_of(job.kind, job.current.dtype, len(job.current))
+    library = _library_of(job.kind, job.current.dtype, len(job.current), normed=job.norm is not None)
     gain = None if job.excess is None else by_column(job.excess, job.view.columns)
     library.backward(
         ctypes.byref(_work(job, gain)),
@@ -111,8 +133,27 @@ def backward(
         address(grad_current),
         address(grad_state),
         address(partial),
+        address(moments),
     )
     return None if partial is None else partial.sum(0).float()
+
+
+def statistics(job: Job) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each channel of `current` over all else, `[C]` of float64."""
+    current, channels = job.current, job.view.columns
+    first = current[0].movedim(1, -1).reshape(-1, channels)[0].float()  # deviations from it are small beside their mean
+    moments = torch.zeros(chunks_of(job.view), 2, channels)
+    library = _library_of(job.kind, current.dtype, len(current), normed=True)
+    nothing = Norm(first, first, first)
+    library.statistics(ctypes.byref(_work(job._replace(norm=nothing), None)), address(first), address(moments))
+    sums, squares = (moments.sum(0, dtype=torch.float64) * (channels / current.numel())).unbind(0)
+    return first + sums, (squares - sums.square()).clamp_min(0)
+
+
+def combine(job: Job, slope: Tensor, gradient: Tensor) -> None:
+    """`gradient = gradient scale + current slope + shift`, in place; `slope` is `[C]` as the other two."""
+    library = _library_of(job.kind, job.current.dtype, len(job.current), normed=True)
+    library.combine(ctypes.byref(_work(job, None)), address(slope), address(gradient))
 
 
 class PreparedScan:
@@ -204,16 +245,23 @@ def obstacle() -> str | None:
 
 
 @functools.cache
-def _library_of(kind: Kind, dtype: torch.dtype, steps: int, sends_bytes: bool = False) -> ctypes.CDLL:
-    library = load(SOURCE, _definitions(kind, dtype, steps, sends_bytes))
+def _library_of(
+    kind: Kind, dtype: torch.dtype, steps: int, sends_bytes: bool = False, normed: bool = False
+) -> ctypes.CDLL:
+    library = load(SOURCE, _definitions(kind, dtype, steps, sends_bytes, normed))
     pointer, integer = ctypes.c_void_p, ctypes.c_int64
     library.forward.argtypes = [ctypes.POINTER(_Work), pointer, pointer]
-    library.backward.argtypes = [ctypes.POINTER(_Work), pointer, integer, *[pointer] * 4]
+    library.backward.argtypes = [ctypes.POINTER(_Work), pointer, integer, *[pointer] * 5]
     library.forward.restype = library.backward.restype = None
+    if normed:
+        library.statistics.argtypes = library.combine.argtypes = [ctypes.POINTER(_Work), pointer, pointer]
+        library.statistics.restype = library.combine.restype = None
     return library
 
 
-def _definitions(kind: Kind, dtype: torch.dtype, steps: int, sends_bytes: bool = False) -> tuple[str, ...]:
+def _definitions(
+    kind: Kind, dtype: torch.dtype, steps: int, sends_bytes: bool = False, normed: bool = False
+) -> tuple[str, ...]:
     return definitions(
         dtype,
         steps,
@@ -223,4 +271,5 @@ def _definitions(kind: Kind, dtype: torch.dtype, steps: int, sends_bytes: bool =
         DETACH=int(kind.detach_reset),
         SURROGATE=("triangle", "atan", "sigmoid", "rectangle").index(kind.surrogate),
         LEARNS={"plif": 1, "lifb": 2}.get(kind.neuron, 0),
+        NORMED=int(normed),
     )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ranvier.checks import shape_of
 from ranvier.nn.neurons import IF, LIF, LIFB, PLIF
 from ranvier.nn.normalization import BatchNorm, Statistics
+from ranvier.nn.normalized import normalized
 from ranvier.nn.recompute import recomputed
 from ranvier.nn.time import Carry, TimeFolded, fire
 
@@ -41,8 +42,9 @@ class Chain(Block):
     """Layers and blocks one after the other.
 
     Attributes:
-        recompute: Whether a normalisation before an activation is computed again in backward instead of kept. It has
-            no effect on values, nor while states are carried or the network is compiled.
+        recompute: Whether a normalisation before an activation is computed again in backward instead of kept, where the
+            two are not one operator, which keeps neither. It has no effect on values, nor while states are carried or
+            the network is compiled.
     """
 
     recompute = False
@@ -53,25 +55,29 @@ class Chain(Block):
 
     def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
         """Run the layers in order on `[T, B, ...]`."""
-        if self.recompute and carry is None and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return self._forward_recomputing(x)
-        for layer in self.layers:
-            x = _run(layer, x, carry)
-        return x
-
-    def _forward_recomputing(self, x: Tensor) -> Tensor:
         layers = list(self.layers)
         while layers:
             layer = layers.pop(0)
-            norm = _last_norm(layer)
-            if norm is None or not layers or not _computes_the_same_again(layers[0]):
-                x = _run(layer, x, None)
+            norm = _last_norm(layer) if carry is None and layers else None
+            if norm is None or not _is_plain(layers[0]):
+                x = _run(layer, x, carry)
                 continue
             for part in list(layer._modules.values())[:-1]:  # children() would leave out what is there twice
                 assert part is not None
                 x = part(x)
-            x = recomputed(norm, layers.pop(0), x)
+            activation = layers.pop(0)
+            assert isinstance(activation, Activation)
+            x = self._fire(norm, activation, x)
         return x
+
+    def _fire(self, norm: BatchNorm, activation: Activation, x: Tensor) -> Tensor:
+        """A normalisation in training and the neurons behind it."""
+        spikes = normalized(norm, activation.neuron, x)
+        if spikes is not None:
+            return spikes
+        if self.recompute and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return recomputed(norm, activation, x)
+        return _run(activation, norm(x), None)
 
 
 class Residual(Block):
@@ -140,7 +146,7 @@ def _last_norm(layer: nn.Module) -> BatchNorm | None:
     return last if type(last) is BatchNorm and last.training and not is_hooked(last) else None
 
 
-def _computes_the_same_again(layer: nn.Module) -> bool:
+def _is_plain(layer: nn.Module) -> bool:
     """Whether a second call on the same input gives the same output: neurons of this library, without hooks."""
     plain = type(layer) is Activation and type(layer.neuron) in (IF, LIF, PLIF, LIFB)
     return plain and not any(is_hooked(part) for part in layer.modules())

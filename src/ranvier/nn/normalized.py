@@ -1,0 +1,40 @@
+"""A normalisation in training and the neuron behind it, as one operator where there is one."""
+
+import torch
+from torch import Tensor, nn
+
+from ranvier.dynamics import if_step, lif_step, lifb_step, plif_step
+from ranvier.dynamics.scan import Step
+from ranvier.kernels.normalized_scan import fits, normalized_scan
+from ranvier.nn.neurons import IF, LIF, LIFB, PLIF
+from ranvier.nn.normalization import BatchNorm
+
+_STEPS: dict[type[nn.Module], Step] = {IF: if_step, LIF: lif_step, PLIF: plif_step, LIFB: lifb_step}
+
+
+def normalized(norm: BatchNorm, neuron: nn.Module, x: Tensor) -> Tensor | None:
+    """`neuron(norm(x))` without the normalised tensor between them; None where that takes both, one after the other.
+
+    Values and gradients agree with those of both to rounding: see `ranvier.kernels.normalized_scan`. Running averages
+    move as they do there.
+
+    Args:
+        norm: In training, and without hooks, like the neuron.
+        neuron: IF, LIF, PLIF or LIFB; others take both.
+        x: `[T, B, C, ...]`.
+    """
+    step = _STEPS.get(type(neuron))
+    if step is None or norm.statistics != "folded":
+        return None
+    assert isinstance(neuron, IF | LIF | PLIF | LIFB)
+    learned = tuple(neuron.parameters())
+    if not fits(x, norm.weight, norm.bias, step, neuron.params, *learned, implementation=neuron.implementation):
+        return None
+    values = x.numel() // x.shape[2]
+    if values < 2:
+        return None  # which raises, and says why
+    spikes, mean, variance = normalized_scan(x, norm.weight, norm.bias, norm.eps, step, neuron.params, *learned)
+    with torch.no_grad():
+        norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
+        norm.running_var.lerp_((variance * (values / (values - 1))).to(norm.running_var.dtype), norm.momentum)
+    return spikes

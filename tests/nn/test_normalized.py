@@ -1,0 +1,131 @@
+"""Networks that normalise and fire in one operator: what they compute, what they keep, and when they do not."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ranvier.kernels import native_scan
+from ranvier.nn import IF, LIF, LIFB, PLIF, BatchNorm, structure
+from ranvier.nn.normalized import normalized
+from ranvier.nn.structure import Activation, Chain, conv_norm
+
+pytestmark = pytest.mark.skipif(native_scan.obstacle() is not None, reason=str(native_scan.obstacle()))
+
+
+def images(steps: int = 4) -> Tensor:
+    x = torch.randn(steps * 8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    return x.to(memory_format=torch.channels_last).unflatten(0, (steps, 8))
+
+
+def chain(neuron: Any = LIF, **settings: Any) -> Chain:
+    torch.manual_seed(0)
+    return Chain(conv_norm(3, 16, **settings), Activation(neuron(16))).to(memory_format=torch.channels_last)
+
+
+@pytest.fixture
+def used(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether each normalisation before an activation became one operator with it."""
+    found: list[bool] = []
+
+    def watched(norm: BatchNorm, neuron: nn.Module, x: Tensor) -> Tensor | None:
+        spikes = normalized(norm, neuron, x)
+        found.append(spikes is not None)
+        return spikes
+
+    monkeypatch.setattr(structure, "normalized", watched)
+    return found
+
+
+@pytest.mark.parametrize("neuron", [IF, LIF, PLIF, LIFB])
+def test_agrees_with_the_layers(neuron: Any, used: list[bool]) -> None:
+    ours = chain(neuron)
+    theirs = copy.deepcopy(ours)
+    norm, layer = theirs.layers[0][1], theirs.layers[1]
+    spikes = ours(images())
+    expected = layer(norm(theirs.layers[0][0](images())))
+    assert used == [True]
+    assert torch.equal(spikes, expected)
+    assert 0.02 < spikes.mean() < 0.9
+    for one, other in zip(ours.buffers(), theirs.buffers(), strict=True):
+        torch.testing.assert_close(one, other)
+    upstream = torch.randn(spikes.shape, generator=torch.Generator().manual_seed(1))
+    for network, out in ((ours, spikes), (theirs, expected)):
+        assert network is not None
+        out.backward(upstream)
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert one.grad is not None
+        assert other.grad is not None
+        assert (one.grad - other.grad).norm() < 1e-4 * other.grad.norm()
+
+
+def test_keeps_the_input_alone(used: list[bool]) -> None:
+    """What is as large as the input: of the convolution its input, of the operator its own, and nothing between."""
+    sizes: list[int] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.numel() == 4 * 8 * 16 * 8 * 8:
+            sizes.append(tensor.data_ptr())
+        return tensor
+
+    for expected, apart in ((1, False), (2, True)):
+        sizes.clear()
+        net = chain()
+        if apart:
+            net.layers[0][1].register_forward_hook(lambda *_: None)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            net(images())
+        assert len(set(sizes)) == expected
+    assert used == [True]
+
+
+@pytest.mark.parametrize(
+    "case", ["evaluation", "state", "per_step", "hook", "norm hook", "frozen", "channels", "another neuron"]
+)
+def test_takes_the_layers_elsewhere(case: str, used: list[bool]) -> None:
+    seen: list[nn.Module] = []
+    net = chain(statistics="per_step" if case == "per_step" else "folded")
+    if case == "channels":
+        net = Chain(conv_norm(3, 12), Activation(LIF(12)))
+    if case == "another neuron":
+        net = Chain(conv_norm(3, 16), Activation(nn.ReLU()))
+    if case == "hook":
+        net.layers[1].neuron.register_forward_hook(lambda module, *_: seen.append(module))
+    if case == "norm hook":
+        net.layers[0][1].register_forward_hook(lambda module, *_: seen.append(module))
+    if case == "frozen":
+        net.layers[0][1].eval()
+    if case == "evaluation":
+        net.eval()
+    if case == "state":
+        from ranvier.nn import Carry
+
+        carry = Carry(None)
+        net(images(), carry)
+        assert len(carry.finish()) == 1
+    else:
+        net(images())
+    assert not any(used)
+    assert len(seen) == ("hook" in case)
+
+
+def test_one_value_per_channel_is_refused() -> None:
+    net = Chain(nn.Sequential(BatchNorm(2048)), Activation(LIF(2048)))
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        net(torch.randn(1, 1, 2048))
+
+
+def test_compiled_networks_use_it_too(used: list[bool]) -> None:
+    eager, given = chain(), images()
+    compiled = copy.deepcopy(eager)
+    first, second = eager(given), torch.compile(compiled, fullgraph=True)(given)
+    assert torch.equal(first, second)
+    first.square().sum().backward()
+    second.square().sum().backward()
+    for one, other in zip(eager.buffers(), compiled.buffers(), strict=True):
+        torch.testing.assert_close(one, other)
+    for one, other in zip(eager.parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-6)
+    assert used[0]
