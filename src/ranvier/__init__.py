@@ -10,11 +10,11 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ranvier import conversion, data, dynamics, evaluation, kernels, losses, models, nn, training, weights
+from ranvier import data, dynamics, kernels, losses, models, nn, weights
 from ranvier.kernels import explain
 
 if TYPE_CHECKING:
-    from ranvier import export, recipes, report
+    from ranvier import conversion, evaluation, export, recipes, report, training
     from ranvier.recipes import from_pretrained, push_to_hub
 
 __version__ = "0.1.0.dev0"
@@ -41,11 +41,14 @@ __all__ = [
 
 # Loaded when they are first asked for: whoever imports ranvier for its networks does not wait for these.
 _LATER = {
+    "conversion": "ranvier.conversion",
+    "evaluation": "ranvier.evaluation",
     "export": "ranvier.export",
     "from_pretrained": "ranvier.recipes",
     "push_to_hub": "ranvier.recipes",
     "recipes": "ranvier.recipes",
     "report": "ranvier.report",
+    "training": "ranvier.training",
 }
 
 
