@@ -144,8 +144,8 @@ def statistics(job: Job) -> tuple[Tensor, Tensor]:
     first = current[0].movedim(1, -1).reshape(-1, channels)[0].float()  # deviations from it are small beside their mean
     moments = torch.zeros(chunks_of(job.view), 2, channels)
     library = _library_of(job.kind, current.dtype, len(current), normed=True)
-    nothing = Norm(first, first, first)
-    library.statistics(ctypes.byref(_work(job._replace(norm=nothing), None)), address(first), address(moments))
+    unread = Norm(first, first, first)  # that there is one sets the parts
+    library.statistics(ctypes.byref(_work(job._replace(norm=unread), None)), address(first), address(moments))
     sums, squares = (moments.sum(0, dtype=torch.float64) * (channels / current.numel())).unbind(0)
     return first + sums, (squares - sums.square()).clamp_min(0)
 

@@ -41,7 +41,7 @@ def fits(
         return False
     if weight.dtype != torch.float32 or bias.dtype != torch.float32 or weight.device != x.device:
         return False
-    if (x.shape[2] != 1 and x.stride(2) != 1) or any(size == 0 for size in x.shape):
+    if x.stride(2) != 1 or any(size == 0 for size in x.shape):
         return False
 
     def why_not(backend: Any) -> str | None:
