@@ -95,6 +95,13 @@ class Kind(NamedTuple):
         return "quotient", self.tau
 
 
+KIND = (
+    "str neuron, str reset, bool detach_reset, str surrogate, float surrogate_number, float v_threshold, "
+    "float v_burst, float tau"
+)
+"""A `Kind` in the schema of an operator."""
+
+
 class View(NamedTuple):
     """A step in memory as `[rows, columns]`: where channels matter, one column lies in one channel."""
 
@@ -329,24 +336,20 @@ class _Scan(torch.autograd.Function):
 # The operators. Their schemas hold tensors and plain values only.
 
 
-@torch.library.custom_op("ranvier::fused_scan", mutates_args=())
+@torch.library.custom_op(
+    "ranvier::fused_scan",
+    mutates_args=(),
+    schema=f"(Tensor current, Tensor? state, Tensor? rate, Tensor? excess, str backend, {KIND}) -> (Tensor, Tensor)",
+)
 def _scan_operator(
     current: Tensor,
     state: Tensor | None,
     rate: Tensor | None,
     excess: Tensor | None,
     backend: str,
-    neuron: str,
-    reset: str,
-    detach_reset: bool,
-    surrogate: str,
-    surrogate_number: float,
-    v_threshold: float,
-    v_burst: float,
-    tau: float,
+    *kind: Any,
 ) -> tuple[Tensor, Tensor]:
-    kind = Kind(neuron, reset, detach_reset, surrogate, surrogate_number, v_threshold, v_burst, tau)
-    spikes, end = make_scan(current, state, rate, excess, backend, kind)
+    spikes, end = make_scan(current, state, rate, excess, backend, Kind(*kind))
     return spikes, end.v
 
 
@@ -355,7 +358,14 @@ def _(current, state, rate, excess, backend, *_kind):
     return outputs(dense(current))
 
 
-@torch.library.custom_op("ranvier::fused_scan_backward", mutates_args=())
+@torch.library.custom_op(
+    "ranvier::fused_scan_backward",
+    mutates_args=(),
+    schema=(
+        "(Tensor? grad_spikes, Tensor? grad_end, Tensor current, Tensor? state, Tensor? rate, Tensor? excess, "
+        f"str backend, {KIND}) -> (Tensor, Tensor, Tensor)"
+    ),
+)
 def _scan_backward_operator(
     grad_spikes: Tensor | None,
     grad_end: Tensor | None,
@@ -364,18 +374,10 @@ def _scan_backward_operator(
     rate: Tensor | None,
     excess: Tensor | None,
     backend: str,
-    neuron: str,
-    reset: str,
-    detach_reset: bool,
-    surrogate: str,
-    surrogate_number: float,
-    v_threshold: float,
-    v_burst: float,
-    tau: float,
+    *kind: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of current, state and the learned tensor; of the last two empty ones where there is none."""
-    kind = Kind(neuron, reset, detach_reset, surrogate, surrogate_number, v_threshold, v_burst, tau)
-    grad_current, *others = _gradients(grad_spikes, grad_end, current, state, rate, excess, backend, kind)
+    grad_current, *others = _gradients(grad_spikes, grad_end, current, state, rate, excess, backend, Kind(*kind))
     nothing = current.new_empty(0, dtype=torch.float32)
     grad_state, grad_learned = (nothing.clone() if each is None else each for each in others)
     return grad_current, grad_state, grad_learned

@@ -26,7 +26,7 @@ from torch.autograd.function import once_differentiable
 
 from ranvier.dynamics.scan import Step
 from ranvier.kernels.dispatch import Implementation, choose_scan, run_size
-from ranvier.kernels.fused_scan import Job, Kind, Norm, View, dense, is_traced, laid_out_as, outputs, unfit
+from ranvier.kernels.fused_scan import KIND, Job, Kind, Norm, View, dense, is_traced, laid_out_as, outputs, unfit
 from ranvier.kernels.native_library import LINE
 
 
@@ -142,7 +142,13 @@ class _NormalizedScan(torch.autograd.Function):
 # The operators. Their schemas hold tensors and plain values only.
 
 
-@torch.library.custom_op("ranvier::normalized_scan", mutates_args=())
+@torch.library.custom_op(
+    "ranvier::normalized_scan",
+    mutates_args=(),
+    schema=(
+        f"(Tensor x, Tensor weight, Tensor bias, Tensor? rate, Tensor? excess, float eps, {KIND}) -> (Tensor, Tensor)"
+    ),
+)
 def _operator(
     x: Tensor,
     weight: Tensor,
@@ -150,17 +156,9 @@ def _operator(
     rate: Tensor | None,
     excess: Tensor | None,
     eps: float,
-    neuron: str,
-    reset: str,
-    detach_reset: bool,
-    surrogate: str,
-    surrogate_number: float,
-    v_threshold: float,
-    v_burst: float,
-    tau: float,
+    *kind: Any,
 ) -> tuple[Tensor, Tensor]:
-    kind = Kind(neuron, reset, detach_reset, surrogate, surrogate_number, v_threshold, v_burst, tau)
-    return _forward(x, weight, bias, rate, excess, eps, kind)
+    return _forward(x, weight, bias, rate, excess, eps, Kind(*kind))
 
 
 @_operator.register_fake
@@ -168,25 +166,24 @@ def _(x, weight, *_others):
     return outputs(_laid_out(x))[0], weight.new_empty(5, len(weight))
 
 
-@torch.library.custom_op("ranvier::normalized_scan_backward", mutates_args=())
+@torch.library.custom_op(
+    "ranvier::normalized_scan_backward",
+    mutates_args=(),
+    schema=(
+        "(Tensor grad, Tensor x, Tensor numbers, Tensor? rate, Tensor? excess, "
+        f"{KIND}) -> (Tensor, Tensor, Tensor, Tensor)"
+    ),
+)
 def _backward_operator(
     grad: Tensor,
     x: Tensor,
     numbers: Tensor,
     rate: Tensor | None,
     excess: Tensor | None,
-    neuron: str,
-    reset: str,
-    detach_reset: bool,
-    surrogate: str,
-    surrogate_number: float,
-    v_threshold: float,
-    v_burst: float,
-    tau: float,
+    *kind: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, weight, bias and the learned tensor; of the last an empty one where there is none."""
-    kind = Kind(neuron, reset, detach_reset, surrogate, surrogate_number, v_threshold, v_burst, tau)
-    grad_x, grad_weight, grad_bias, found = _backward(grad, x, numbers, rate, excess, kind)
+    grad_x, grad_weight, grad_bias, found = _backward(grad, x, numbers, rate, excess, Kind(*kind))
     return grad_x, grad_weight, grad_bias, numbers.new_empty(0) if found is None else found
 
 
