@@ -2,7 +2,8 @@
 
     ranvier train-ann cifar10 --data PATH --seed 0 --out runs/ann-0
     python benchmarks/conversion_table.py runs/ann-* --data PATH --out runs/conversion --steps 1 2 4 8 16
-    python benchmarks/conversion_table.py runs/ann-* --out runs/conversion --table
+    python benchmarks/conversion_table.py --out runs/conversion --keep docs/results/conversion.jsonl
+    python benchmarks/conversion_table.py --table docs/results/conversion.jsonl
 
 Each (network, T) is searched once per setting of signed spikes: all candidates are scored on held-out training images,
 and for every row the chosen one is then scored on the test images. One json file per (network, T) is written; those
@@ -19,7 +20,7 @@ from pathlib import Path
 import torch
 
 from ranvier import provenance
-from ranvier.atomic import write_json
+from ranvier.atomic import replacing, write_json
 from ranvier.conversion import ConvertedSNN, Search, Settings
 from ranvier.data import Batches, evaluation_batch_size
 from ranvier.evaluation import accuracy_by_step
@@ -106,11 +107,24 @@ def in_percent(cell: dict, name: str) -> float:
     return 100 * cell["rows"][name]["accuracy"][-1]
 
 
-def table(folder: Path) -> None:
+def read_lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def keep(folder: Path, kept: Path) -> None:
+    """The cells of `folder` and those that `kept` has already, in `kept`."""
+    cells = read_lines(kept) + [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    latest = {
+        (cell["data"], cell["label"], cell["network"], cell["steps"], cell["calibration_seed"]): cell for cell in cells
+    }
+    with replacing(kept) as path:
+        path.write_text("".join(json.dumps(latest[key]) + "\n" for key in sorted(latest)))
+
+
+def table(cells: list[dict]) -> None:
     """Markdown: a table for each kind of network, mean and spread over networks; how far `auto` is from the best."""
     kinds: dict = defaultdict(list)
-    for path in sorted(folder.glob("*.json")):
-        cell = json.loads(path.read_text())
+    for cell in cells:
         kinds[f"{cell['label']}, {cell['data']}"].append(cell)
     for kind, cells in kinds.items():
         steps = sorted({cell["steps"] for cell in cells})
@@ -165,12 +179,14 @@ def main() -> None:
     parser.add_argument("--tested", type=int, default=2000, help="first so many test images")
     parser.add_argument("--images", type=int, default=2600, help="calibration images")
     parser.add_argument("--rows", choices=("all", "few", "plain"), default="all")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--out", type=Path, default=Path("runs/conversion"))
+    parser.add_argument("--keep", type=Path, metavar="FILE", help="put what OUT has into this file")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="print tables of such a file")
     arguments = parser.parse_args()
+    if arguments.keep:
+        keep(arguments.out, arguments.keep)
     if arguments.table:
-        table(arguments.out)
-        return
+        table(read_lines(arguments.table))
     with torch.no_grad():
         for steps in arguments.steps:
             for folder in arguments.networks:

@@ -1,4 +1,4 @@
-"""Spikes as bits: nothing is lost, and gradients are those of an ordinary convolution."""
+"""Spikes and their sums as bits: nothing is lost, and gradients are those of an ordinary convolution."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ from ranvier.nn.structure import Activation, Chain
 
 @given(
     shape=st.tuples(st.integers(1, 3), st.integers(1, 19), st.integers(1, 4), st.integers(1, 4)),
-    largest=st.sampled_from([1, 2, 255]),
+    largest=st.sampled_from([1, 2, 3, 4, 15, 16, 255]),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
     channels_last=st.booleans(),
     seed=st.integers(0, 100),
@@ -29,7 +29,8 @@ def test_nothing_is_lost(
         counts = counts.contiguous(memory_format=torch.channels_last)
     packed = pack(counts, largest)
     assert packed.dtype == torch.uint8
-    assert packed.numel() == counts[:, 0].numel() * (-(-shape[1] // 8) if largest == 1 else shape[1])
+    together = {1: 8, 2: 4, 3: 4, 4: 2, 15: 2, 16: 1, 255: 1}[largest]
+    assert packed.numel() == counts[:, 0].numel() * -(-shape[1] // together)
     back = unpack(packed, shape[1], largest, dtype)
     assert back.dtype == dtype
     assert torch.equal(back, counts)

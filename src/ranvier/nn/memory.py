@@ -1,7 +1,7 @@
 """Training with less memory: what a network keeps for backward, in its convolutions and between its layers.
 
-A convolution keeps its input for the gradient of its weights. Where that input is spikes, a bit each says all of it,
-and where it is a sum of spikes, as in residual networks that add them, a byte does: a sixteenth and a half of bfloat16.
+A convolution keeps its input for the gradient of its weights. Where that input is spikes, a bit each says all of it, a
+sixteenth of bfloat16; where it is a sum of spikes, as in residual networks that add them, two, four or eight bits do.
 What a neuron is given follows from the input of the normalisation before it, and need not be kept (`recompute`).
 """
 
@@ -23,7 +23,7 @@ _KEEP_COUNTS = (nn.Identity, nn.MaxPool2d)
 
 
 class PackedConv2d(nn.Conv2d):
-    """A convolution of spikes that keeps them as bits, or sums of spikes as bytes.
+    """A convolution of spikes, or of sums of spikes, that keeps them as bits.
 
     Parameters, output and gradients are those of `nn.Conv2d`, bit for bit. `pack_spikes` puts it in place.
 
@@ -69,27 +69,34 @@ class _PackedConvolution(torch.autograd.Function):
         return *grads, *[None] * 5
 
 
+def bits_of(largest: int) -> int:
+    """Of a byte, for a whole number 0 .. `largest`: 1, 2, 4 or 8."""
+    return next(bits for bits in (1, 2, 4, 8) if largest < 1 << bits)
+
+
 def pack(spikes: Tensor, largest: int) -> Tensor:
-    """Keep whole numbers 0 .. `largest` in few bytes.
+    """Keep whole numbers 0 .. `largest` in few bits.
 
     Args:
         spikes: `[N, C, H, W]`.
         largest: 1 .. 255.
 
     Returns:
-        uint8: a bit for each of eight channels, `[N, H, W, ceil(C / 8)]`, or counts, `[N, H, W, C]`.
+        uint8, `[N, H, W, ceil(C / n)]`: a byte holds n = 8, 4, 2 or 1 channels, the first of them in its lowest bits.
 
     >>> pack(torch.tensor([1.0, 0, 1, 0, 0, 0, 0, 0, 1]).view(1, 9, 1, 1), largest=1).flatten().tolist()
     [5, 1]
+    >>> pack(torch.tensor([3.0, 0, 1, 2, 2]).view(1, 5, 1, 1), largest=3).flatten().tolist()
+    [147, 2]
     """
+    bits = bits_of(largest)
+    together = 8 // bits
     last = spikes.permute(0, 2, 3, 1)
-    if largest > 1:
-        return last.to(torch.uint8)
-    spare = -last.shape[-1] % 8
-    bits = nn.functional.pad(last, (0, spare)) if spare else last
-    byte = torch.zeros(*bits.shape[:-1], bits.shape[-1] // 8, dtype=torch.uint8, device=bits.device)
-    for place, bit in enumerate(bits.unflatten(-1, (-1, 8)).unbind(-1)):
-        byte = byte | (bit.to(torch.uint8) << place)
+    spare = -last.shape[-1] % together
+    places = nn.functional.pad(last, (0, spare)) if spare else last
+    byte, *others = (place.to(torch.uint8) for place in places.unflatten(-1, (-1, together)).unbind(-1))
+    for place, other in enumerate(others, start=1):
+        byte = byte | (other << place * bits)
     return byte
 
 
@@ -99,11 +106,10 @@ def unpack(packed: Tensor, channels: int, largest: int, dtype: torch.dtype) -> T
     >>> unpack(torch.tensor([5, 1], dtype=torch.uint8).view(1, 1, 1, 2), 9, 1, torch.float32).flatten().tolist()
     [1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0]
     """
-    if largest > 1:
-        return packed.to(dtype).permute(0, 3, 1, 2)
-    places = torch.arange(8, dtype=torch.uint8, device=packed.device)
-    bits = ((packed.unsqueeze(-1) >> places) & 1).flatten(-2)[..., :channels]
-    return bits.to(dtype, memory_format=torch.contiguous_format).permute(0, 3, 1, 2)
+    bits = bits_of(largest)
+    places = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
+    counts = ((packed.unsqueeze(-1) >> places) & (1 << bits) - 1).flatten(-2)[..., :channels]
+    return counts.to(dtype, memory_format=torch.contiguous_format).permute(0, 3, 1, 2)
 
 
 def pack_spikes(network: nn.Module) -> list[str]:
@@ -116,7 +122,7 @@ def pack_spikes(network: nn.Module) -> list[str]:
         network: Built from the blocks of `ranvier.nn.structure`. Parameters and their names stay what they are.
 
     Returns:
-        Names of the convolutions that keep bits or bytes.
+        Names of the convolutions that keep bits.
 
     >>> from ranvier.models import sew_resnet18
     >>> len(pack_spikes(sew_resnet18()))  # all but the first
