@@ -18,6 +18,9 @@ from ranvier.nn.time import TimeFolded
 BYTE = 255
 """Largest count that is kept."""
 
+WORDS = {16: torch.int16, 32: torch.int32, 64: torch.int64}
+"""Integers by their number of bits."""
+
 _KEEP_COUNTS = (nn.Identity, nn.MaxPool2d)
 """Layers that hand counts on as counts."""
 
@@ -93,11 +96,15 @@ def pack(spikes: Tensor, largest: int) -> Tensor:
     together = 8 // bits
     last = spikes.permute(0, 2, 3, 1)
     spare = -last.shape[-1] % together
-    places = nn.functional.pad(last, (0, spare)) if spare else last
-    byte, *others = (place.to(torch.uint8) for place in places.unflatten(-1, (-1, together)).unbind(-1))
-    for place, other in enumerate(others, start=1):
-        byte = byte | (other << place * bits)
-    return byte
+    counts = (nn.functional.pad(last, (0, spare)) if spare else last).to(torch.uint8)
+    if together == 1:
+        return counts
+    # As one word, the first channel in its lowest byte, all of them are moved together by one multiplication: channel i
+    # goes to place i of the highest byte, which no other product reaches.
+    width = 8 * together
+    gather = sum(1 << width - 8 - (8 - bits) * channel for channel in range(together))
+    words = counts.flatten().view(WORDS[width]) * gather
+    return words.view(torch.uint8)[together - 1 :: together].reshape(*counts.shape[:-1], -1)
 
 
 def unpack(packed: Tensor, channels: int, largest: int, dtype: torch.dtype) -> Tensor:
@@ -106,10 +113,14 @@ def unpack(packed: Tensor, channels: int, largest: int, dtype: torch.dtype) -> T
     >>> unpack(torch.tensor([5, 1], dtype=torch.uint8).view(1, 1, 1, 2), 9, 1, torch.float32).flatten().tolist()
     [1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0]
     """
+    if largest > 15:
+        return packed.to(dtype).permute(0, 3, 1, 2)
     bits = bits_of(largest)
+    byte = torch.arange(256, dtype=torch.uint8, device=packed.device).unsqueeze(-1)
     places = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
-    counts = ((packed.unsqueeze(-1) >> places) & (1 << bits) - 1).flatten(-2)[..., :channels]
-    return counts.to(dtype, memory_format=torch.contiguous_format).permute(0, 3, 1, 2)
+    meaning = ((byte >> places) & (1 << bits) - 1).to(dtype)
+    counts = nn.functional.embedding(packed.int(), meaning).flatten(-2)
+    return counts[..., :channels].contiguous().permute(0, 3, 1, 2)
 
 
 def pack_spikes(network: nn.Module) -> list[str]:
