@@ -31,6 +31,7 @@ def test_nothing_is_lost(
     assert packed.dtype == torch.uint8
     together = {1: 8, 2: 4, 3: 4, 4: 2, 15: 2, 16: 1, 255: 1}[largest]
     assert packed.numel() == counts[:, 0].numel() * -(-shape[1] // together)
+    assert packed.untyped_storage().nbytes() == packed.numel()  # and keeps nothing else
     back = unpack(packed, shape[1], largest, dtype)
     assert back.dtype == dtype
     assert torch.equal(back, counts)

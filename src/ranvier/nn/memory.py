@@ -104,7 +104,7 @@ def pack(spikes: Tensor, largest: int) -> Tensor:
     width = 8 * together
     gather = sum(1 << width - 8 - (8 - bits) * channel for channel in range(together))
     words = counts.flatten().view(WORDS[width]) * gather
-    return words.view(torch.uint8)[together - 1 :: together].reshape(*counts.shape[:-1], -1)
+    return words.view(torch.uint8)[together - 1 :: together].clone().view(*counts.shape[:-1], -1)
 
 
 def unpack(packed: Tensor, channels: int, largest: int, dtype: torch.dtype) -> Tensor:
