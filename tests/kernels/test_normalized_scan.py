@@ -39,27 +39,38 @@ def inputs(steps: int = 4, batch: int = 5, channels: int = 32, *sizes: int) -> t
     return x, torch.linspace(0.5, 1.5, channels), torch.linspace(-0.4, 0.4, channels)
 
 
-def apart(scan: Any, params: Any, x: Tensor, weight: Tensor, bias: Tensor, *learned: Tensor) -> tuple[Tensor, Tensor]:
-    """Spikes and what the neurons receive, in the precision of `x`."""
-    y = F.batch_norm(x.flatten(0, 1), None, None, weight, bias, True, 0.0, EPS).unflatten(0, x.shape[:2])
-    return scan(y, None, params, *learned)[0], y
+def apart(scan: Any, params: Any, per_step: bool, x: Tensor, weight: Tensor, bias: Tensor, *learned: Tensor) -> Tensor:
+    """Spikes, in the precision of `x`."""
+    parts = x.unbind(0) if per_step else [x.flatten(0, 1)]
+    y = torch.cat([F.batch_norm(part, None, None, weight, bias, True, 0.0, EPS) for part in parts])
+    spikes: Tensor = scan(y.unflatten(0, x.shape[:2]), None, params, *learned)[0]
+    return spikes
+
+
+def moments(x: Tensor, per_step: bool) -> tuple[Tensor, Tensor]:
+    """Mean and variance in double precision, `[S, C]`."""
+    each = x.detach().double().movedim(2, 1).flatten(2)  # [T, C, B and positions]
+    each = each if per_step else each.movedim(0, 1).flatten(1).unsqueeze(0)
+    return each.mean(2), each.var(2, correction=0)
 
 
 @pytest.mark.parametrize("steps", [1, 4, 40])  # 40: more than loops are unrolled for
+@pytest.mark.parametrize("per_step", [False, True])
 @pytest.mark.parametrize("sizes", [(), (6, 5)])
 @pytest.mark.parametrize("name", NEURONS)
-def test_agrees_with_both_in_double_precision(name: str, sizes: tuple[int, ...], steps: int) -> None:
+def test_agrees_with_both_in_double_precision(name: str, sizes: tuple[int, ...], per_step: bool, steps: int) -> None:
     step, scan, params, learned = NEURONS[name]
     ours = [tensor.clone().requires_grad_() for tensor in (*inputs(steps, 5, 32, *sizes), *learned)]
     theirs = [tensor.detach().double().requires_grad_() for tensor in ours]
     assert fits(*ours[:3], step, params, *ours[3:], implementation="native")
-    spikes, mean, variance = normalized_scan(*ours[:3], EPS, step, params, *ours[3:])
-    expected, _ = apart(scan, params, *theirs)
+    spikes, *found = normalized_scan(*ours[:3], EPS, per_step, step, params, *ours[3:])
+    expected = apart(scan, params, per_step, *theirs)
     assert torch.equal(spikes.double(), expected)
     assert 0.02 < (spikes > 0).float().mean() < 0.9
-    x = theirs[0].detach().movedim(2, 0).flatten(1)
-    torch.testing.assert_close(mean.double(), x.mean(1), rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(variance.double(), x.var(1, correction=0), rtol=1e-5, atol=0)
+    # A variance of five numbers may be small beside the squares, some 30, of which it is a difference.
+    for one, correct, atol in zip(found, moments(theirs[0], per_step), (1e-6, 5e-6 if per_step else 0), strict=True):
+        torch.testing.assert_close(one.double(), correct, rtol=1e-5, atol=atol)
+    mean = found[0]
     assert not mean.requires_grad
     upstream = torch.randn(spikes.shape, generator=torch.Generator().manual_seed(1))
     gradients = torch.autograd.grad(spikes, ours, upstream)
@@ -70,15 +81,16 @@ def test_agrees_with_both_in_double_precision(name: str, sizes: tuple[int, ...],
         assert error < 1e-5  # float32 beside float64, sums of up to 6,000 numbers
 
 
+@pytest.mark.parametrize("per_step", [False, True])
 @pytest.mark.parametrize("name", NEURONS)
-def test_bfloat16_is_rounded_only_where_it_is_stored(name: str) -> None:
+def test_bfloat16_is_rounded_only_where_it_is_stored(name: str, per_step: bool) -> None:
     step, _, params, learned = NEURONS[name]
     x, weight, bias = inputs(4, 8, 32, 4, 4)
     x = x.bfloat16()
     wide = x.float().requires_grad_()
     narrow = x.clone().requires_grad_()
-    spikes, mean, _ = normalized_scan(narrow, weight, bias, EPS, step, params, *learned)
-    expected, wide_mean, _ = normalized_scan(wide, weight, bias, EPS, step, params, *learned)
+    spikes, mean, _ = normalized_scan(narrow, weight, bias, EPS, per_step, step, params, *learned)
+    expected, wide_mean, _ = normalized_scan(wide, weight, bias, EPS, per_step, step, params, *learned)
     assert spikes.dtype == torch.bfloat16
     assert torch.equal(spikes, expected.bfloat16())
     assert torch.equal(mean, wide_mean)
@@ -88,24 +100,25 @@ def test_bfloat16_is_rounded_only_where_it_is_stored(name: str) -> None:
     assert (gradient.float() - correct).norm() < 0.01 * correct.norm()  # two roundings to 8 bits
 
 
-def test_variance_far_from_zero() -> None:
+@pytest.mark.parametrize("per_step", [False, True])
+def test_variance_far_from_zero(per_step: bool) -> None:
     """Squares of numbers around 1,000 would leave float32 no digits of a variance of 1."""
     x = channels_last(1000 + torch.randn(4, 64, 16, 4, 4, generator=torch.Generator().manual_seed(0)))
     step, _, params, _ = NEURONS["lif"]
-    _, mean, variance = normalized_scan(x, torch.ones(16), torch.zeros(16), EPS, step, params)
-    each = x.double().movedim(2, 0).flatten(1)
-    torch.testing.assert_close(mean.double(), each.mean(1), rtol=1e-6, atol=0)
-    torch.testing.assert_close(variance.double(), each.var(1, correction=0), rtol=1e-4, atol=0)
+    _, *found = normalized_scan(x, torch.ones(16), torch.zeros(16), EPS, per_step, step, params)
+    for one, correct, rtol in zip(found, moments(x, per_step), (1e-6, 1e-4), strict=True):
+        torch.testing.assert_close(one.double(), correct, rtol=rtol, atol=0)
 
 
-def test_steps_that_are_one_tensor() -> None:
+@pytest.mark.parametrize("per_step", [False, True])
+def test_steps_that_are_one_tensor(per_step: bool) -> None:
     """A constant image passes the encoder once, and its steps share memory."""
     step, scan, params, _ = NEURONS["lif"]
     x, weight, bias = inputs(1, 6, 32, 4, 4)
     x.requires_grad_()
-    spikes, _, _ = normalized_scan(x.expand(4, -1, -1, -1, -1), weight, bias, EPS, step, params)
+    spikes, _, _ = normalized_scan(x.expand(4, -1, -1, -1, -1), weight, bias, EPS, per_step, step, params)
     wide = x.detach().double().requires_grad_()
-    expected, _ = apart(scan, params, wide.expand(4, -1, -1, -1, -1), weight.double(), bias.double())
+    expected = apart(scan, params, per_step, wide.expand(4, -1, -1, -1, -1), weight.double(), bias.double())
     assert torch.equal(spikes.double(), expected)
     upstream = torch.randn(spikes.shape, generator=torch.Generator().manual_seed(1))
     (gradient,) = torch.autograd.grad(spikes, x, upstream)
@@ -113,7 +126,8 @@ def test_steps_that_are_one_tensor() -> None:
     assert (gradient.double() - correct).norm() < 1e-5 * correct.norm()
 
 
-def test_threads_change_no_bit() -> None:
+@pytest.mark.parametrize("per_step", [False, True])
+def test_threads_change_no_bit(per_step: bool) -> None:
     step, _, params, learned = NEURONS["lifb"]
     results = []
     before = torch.get_num_threads()
@@ -121,7 +135,7 @@ def test_threads_change_no_bit() -> None:
         for threads in (1, 2):
             torch.set_num_threads(threads)
             given = [tensor.clone().requires_grad_() for tensor in (*inputs(4, 16, 32, 16, 16), *learned)]
-            spikes, *found = normalized_scan(*given[:3], EPS, step, params, *given[3:])
+            spikes, *found = normalized_scan(*given[:3], EPS, per_step, step, params, *given[3:])
             results.append((spikes, *found, *torch.autograd.grad(spikes.square().sum(), given)))
     finally:
         torch.set_num_threads(before)
@@ -152,7 +166,8 @@ def test_what_fits() -> None:
     assert not answer(x, params=LIFParams(0.5, "hard", True, Own(), 2.0))
 
 
-def test_is_an_operator() -> None:
+@pytest.mark.parametrize("per_step", [False, True])
+def test_is_an_operator(per_step: bool) -> None:
     for name in NEURONS:
         step, _, params, learned = NEURONS[name]
         kind = Kind.of(step, params)
@@ -160,7 +175,7 @@ def test_is_an_operator() -> None:
         excess = (learned[0] - 1).requires_grad_() if kind.neuron == "lifb" else None
         x, weight, bias = (tensor.requires_grad_() for tensor in inputs(4, 6, 32, 4, 4))
         checks = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static")
-        torch.library.opcheck(_operator, (x, weight, bias, rate, excess, EPS, *kind), test_utils=checks)
+        torch.library.opcheck(_operator, (x, weight, bias, rate, excess, EPS, per_step, *kind), test_utils=checks)
 
 
 def test_compiles_whole() -> None:
@@ -168,7 +183,7 @@ def test_compiles_whole() -> None:
     results = []
     for run in (normalized_scan, torch.compile(normalized_scan, fullgraph=True)):
         given = [tensor.requires_grad_() for tensor in inputs(4, 16, 32, 8, 8)]
-        spikes, *found = run(*given, EPS, step, params)
+        spikes, *found = run(*given, EPS, False, step, params)
         results.append((spikes, *found, *torch.autograd.grad(spikes.square().sum(), given)))
     for one, other in zip(*results, strict=True):
         assert torch.equal(one, other)

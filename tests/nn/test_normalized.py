@@ -39,9 +39,10 @@ def used(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     return found
 
 
+@pytest.mark.parametrize("statistics", ["folded", "per_step"])
 @pytest.mark.parametrize("neuron", [IF, LIF, PLIF, LIFB])
-def test_agrees_with_the_layers(neuron: Any, used: list[bool]) -> None:
-    ours = chain(neuron)
+def test_agrees_with_the_layers(neuron: Any, statistics: str, used: list[bool]) -> None:
+    ours = chain(neuron, statistics=statistics)
     theirs = copy.deepcopy(ours)
     norm, layer = theirs.layers[0][1], theirs.layers[1]
     spikes = ours(images())
@@ -81,12 +82,10 @@ def test_keeps_the_input_alone(used: list[bool]) -> None:
     assert used == [True]
 
 
-@pytest.mark.parametrize(
-    "case", ["evaluation", "state", "per_step", "hook", "norm hook", "frozen", "channels", "another neuron"]
-)
+@pytest.mark.parametrize("case", ["evaluation", "state", "hook", "norm hook", "frozen", "channels", "another neuron"])
 def test_takes_the_layers_elsewhere(case: str, used: list[bool]) -> None:
     seen: list[nn.Module] = []
-    net = chain(statistics="per_step" if case == "per_step" else "folded")
+    net = chain()
     if case == "channels":
         net = Chain(conv_norm(3, 12), Activation(LIF(12)))
     if case == "another neuron":
@@ -111,14 +110,16 @@ def test_takes_the_layers_elsewhere(case: str, used: list[bool]) -> None:
     assert len(seen) == ("hook" in case)
 
 
-def test_one_value_per_channel_is_refused() -> None:
-    net = Chain(nn.Sequential(BatchNorm(2048)), Activation(LIF(2048)))
+@pytest.mark.parametrize(("statistics", "steps"), [("folded", 1), ("per_step", 4)])
+def test_one_value_per_channel_is_refused(statistics: Any, steps: int) -> None:
+    net = Chain(nn.Sequential(BatchNorm(2048, statistics=statistics)), Activation(LIF(2048)))
     with pytest.raises(ValueError, match="more than 1 value per channel"):
-        net(torch.randn(1, 1, 2048))
+        net(torch.randn(steps, 1, 2048))
 
 
-def test_compiled_networks_use_it_too(used: list[bool]) -> None:
-    eager, given = chain(), images()
+@pytest.mark.parametrize("statistics", ["folded", "per_step"])
+def test_compiled_networks_use_it_too(statistics: str, used: list[bool]) -> None:
+    eager, given = chain(statistics=statistics), images()
     compiled = copy.deepcopy(eager)
     first, second = eager(given), torch.compile(compiled, fullgraph=True)(given)
     assert torch.equal(first, second)

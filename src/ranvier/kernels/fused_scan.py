@@ -122,7 +122,10 @@ class View(NamedTuple):
 
 
 class Norm(NamedTuple):
-    """What a normalisation makes of the input before neurons receive it: `current scale + shift`, `[C]` float32."""
+    """What a normalisation makes of the input before neurons receive it: `current scale + shift`.
+
+    Each is `[S, C]`, float32: a number for each channel (S = 1), or for each step and channel (S = T).
+    """
 
     scale: Tensor
     shift: Tensor

@@ -6,7 +6,7 @@
 //   SURROGATE  0 triangle, 1 atan, 2 sigmoid, 3 rectangle
 //   LEARNS     0 nothing, 1 the leak, 2 what a burst sends
 //   NORMED     1: what neurons receive is x scale + shift of each channel, as a batch normalisation has it; channels lie
-//              side by side in memory, and there are whole lines of them
+//              side by side in memory, and there are whole lines of them. 2: of each channel and step
 //   BFLOAT16, BYTES, STEPS: see native_lines.h; of bytes there is no backward
 //
 // A line of neurons goes through all steps while its potentials are in registers. Lines of all steps are then fetched
@@ -76,7 +76,7 @@ struct Work {
     const Element* current;  // [steps, numel], `apart` elements from step to step
     const float* state;      // [numel], or null
     const float* gain;       // what a burst sends beyond a spike, [columns + LINE], beginning anew at `columns`
-    const float* scale;      // [columns] each, or null: see NORMED
+    const float* scale;      // [columns] each, or [steps, columns], or null: see NORMED
     const float* shift;
     const float* mean;       // that backward takes deviations from
     int64_t steps, numel, apart, columns, inner, chunks, threads, past_caches;
@@ -85,30 +85,50 @@ struct Work {
 
 namespace {
 
-// What neurons receive of `from`, of which `scale` and `shift` are those of its channels.
-INLINE Float receive(const Element* from, int64_t count, Float scale, Float shift) {
-    const Float x = load(from, count);
-    return NORMED ? x * scale + shift : x;
+// Where a number of a channel stands among those of all channels, and of all steps where each has its own.
+INLINE int64_t place_of(const Work& work, int64_t column, int64_t t) {
+    return NORMED == 2 ? t * work.columns + column : column;
 }
+
+struct Affine {
+    Float scale, shift;
+};
+
+INLINE Affine affine_of(const Work& work, int64_t column, int64_t t) {
+    if (!NORMED) return Affine{all(1), all(0)};
+    const int64_t place = place_of(work, column, t);
+    return Affine{load(work.scale + place, LINE), load(work.shift + place, LINE)};
+}
+
+// What neurons receive of `from`.
+INLINE Float receive(const Element* from, int64_t count, Affine affine) {
+    const Float x = load(from, count);
+    return NORMED ? x * affine.scale + affine.shift : x;
+}
+
+INLINE void add_to(float* sums, Float value) { store(sums, load(sums, LINE) + value, LINE); }
 
 template <bool PAST_CACHES>
 INLINE void forward_line(const Work& work, int64_t at, int64_t count, Sent* spikes, float* end) {
     Float v = work.state ? load(work.state + at, count) : all(0);
     const int64_t column = LEARNS == 2 || NORMED ? at % work.columns : 0;
     const Float gain = LEARNS == 2 ? load(work.gain + column, count) : all(0);
-    const Float scale = NORMED ? load(work.scale + column, LINE) : all(0);
-    const Float shift = NORMED ? load(work.shift + column, LINE) : all(0);
+    const Affine first = affine_of(work, column, 0);
     const Element* x = work.current + at;
     Sent* sent = spikes + at;
     FOR_ALL_STEPS
     for (int64_t t = 0; t < (STEPS ? STEPS : work.steps); ++t, x += work.apart, sent += work.numel) {
-        const Float h = charge(receive(x, count, scale, shift), v, work.leak);
+        const Affine affine = NORMED == 2 ? affine_of(work, column, t) : first;
+        const Float h = charge(receive(x, count, affine), v, work.leak);
         const Float fired = at_least(h - work.v_threshold);
         v = reset(h, fired, work.v_threshold);
         send<PAST_CACHES>(sent, LEARNS == 2 ? fired + gain * at_least(h - work.v_burst) : fired, count);
     }
     if (end) store(end + at, v, count);
 }
+
+// How many sums a part has: two of each channel, and of each step where those have their own.
+INLINE int64_t moments_of(const Work& work) { return 2 * (NORMED == 2 ? work.steps : 1) * work.columns; }
 
 struct Gradients {
     const Element* spikes;  // [steps, numel], `apart` elements from step to step, or null
@@ -132,19 +152,20 @@ INLINE void backward_line(const Work& work, int64_t at, int64_t count, const Gra
     Float v = work.state ? load(work.state + at, count) : all(0);
     const int64_t column = LEARNS == 2 || NORMED ? at % work.columns : 0;
     const Float gain = LEARNS == 2 ? load(work.gain + column, count) : all(0);
-    const Float scale = NORMED ? load(work.scale + column, LINE) : all(0);
-    const Float shift = NORMED ? load(work.shift + column, LINE) : all(0);
+    const Affine first = affine_of(work, column, 0);
     const Element* x = work.current + at;
     FOR_ALL_STEPS
     for (int64_t t = 0; t < steps; ++t, x += work.apart) {
-        const Float input = receive(x, count, scale, shift), h = charge(input, v, work.leak);
+        const Affine affine = NORMED == 2 ? affine_of(work, column, t) : first;
+        const Float input = receive(x, count, affine), h = charge(input, v, work.leak);
         potentials[t] = h;
         if (LEARNS == 1) drives[t] = input - v;
         v = reset(h, at_least(h - work.v_threshold), work.v_threshold);
     }
     Float to_v = gradients.end ? load(gradients.end + at, count) : all(0);
     Float total = all(0), sum = all(0), product = all(0);
-    const Float mean = NORMED ? load(work.mean + column, LINE) : all(0);
+    const Float first_mean = NORMED ? load(work.mean + column, LINE) : all(0);
+    float* products = moments + (NORMED == 2 ? steps : 1) * work.columns;
     const Element* upstream = gradients.spikes ? gradients.spikes + at : NONE;
     const int64_t apart = gradients.spikes ? gradients.apart : 0;
     FOR_ALL_STEPS
@@ -163,15 +184,22 @@ INLINE void backward_line(const Work& work, int64_t at, int64_t count, const Gra
         const Float to_x = CHARGE == 0 ? to_h : CHARGE == 1 ? to_h * work.leak : to_h / work.leak;
         to_v = CHARGE == 0 ? to_h : to_h - to_x;
         if (NORMED) {
+            const int64_t place = place_of(work, column, t);
+            const Float mean = NORMED == 2 ? load(work.mean + place, LINE) : first_mean;
+            const Float to_scale = to_x * (load(work.current + at + t * work.apart, count) - mean);
+            if (NORMED == 2) {
+                add_to(moments + place, to_x);
+                add_to(products + place, to_scale);
+            }
             sum += to_x;
-            product += to_x * (load(work.current + at + t * work.apart, count) - mean);
+            product += to_scale;
         }
         send<PAST_CACHES>(gradients.current + t * work.numel + at, to_x, count);
     }
     if (gradients.state) store(gradients.state + at, to_v, count);
-    if (NORMED) {
-        store(moments + column, load(moments + column, LINE) + sum, LINE);
-        store(moments + work.columns + column, load(moments + work.columns + column, LINE) + product, LINE);
+    if (NORMED == 1) {
+        add_to(moments + column, sum);
+        add_to(products + column, product);
     }
     if (LEARNS == 1) rate += total;
     if (LEARNS == 2) {
@@ -211,7 +239,7 @@ void backward_all(const Work* given, const Gradients* grads, double* sums, float
             const int64_t last = begin_of(work.numel, work.chunks, chunk + 1);
             int64_t at = begin_of(work.numel, work.chunks, chunk);
             double* own = LEARNS ? sums + chunk * channels : nullptr;
-            float* near = NORMED ? moments + chunk * 2 * work.columns : nullptr;
+            float* near = NORMED ? moments + chunk * moments_of(work) : nullptr;
             Float rate = all(0);
             for (; at + LINE <= last; at += LINE)
                 backward_line<PAST_CACHES>(work, at, LINE, gradients, held, rate, own, near);
@@ -224,14 +252,14 @@ void backward_all(const Work* given, const Gradients* grads, double* sums, float
 }
 
 #if NORMED
-// A channel's sums of x - pivot and of its square, [chunks, 2, columns].
+// Sums of x - pivot of each channel and of its square, [chunks, 2, columns] or [chunks, 2, steps, columns].
 void sum_all(const Work* given, const float* pivot, float* moments) {
 #pragma omp parallel for schedule(static) num_threads(given->threads)
     for (int64_t chunk = 0; chunk < given->chunks; ++chunk) {
         const Work work = *given;
         const int64_t last = begin_of(work.numel, work.chunks, chunk + 1);
-        float* sums = moments + chunk * 2 * work.columns;
-        float* squares = sums + work.columns;
+        float* sums = moments + chunk * moments_of(work);
+        float* squares = sums + moments_of(work) / 2;
         for (int64_t at = begin_of(work.numel, work.chunks, chunk); at < last; at += LINE) {
             const int64_t column = at % work.columns;
             const Float from = load(pivot + column, LINE);
@@ -240,14 +268,16 @@ void sum_all(const Work* given, const float* pivot, float* moments) {
                 const Float x = load(work.current + at + t * work.apart, LINE) - from;
                 sum += x;
                 square += x * x;
+                if (NORMED == 1 && t + 1 < work.steps) continue;
+                add_to(sums + place_of(work, column, t), sum);
+                add_to(squares + place_of(work, column, t), square);
+                sum = square = all(0);
             }
-            store(sums + column, load(sums + column, LINE) + sum, LINE);
-            store(squares + column, load(squares + column, LINE) + square, LINE);
         }
     }
 }
 
-// gradient = gradient scale + x slope + shift, of each channel.
+// gradient = gradient scale + x slope + shift, of each channel, and of each step where those have their own.
 void combine_all(const Work* given, const float* slope, Element* gradient) {
 #pragma omp parallel for schedule(static) num_threads(given->threads)
     for (int64_t chunk = 0; chunk < given->chunks; ++chunk) {
@@ -255,12 +285,11 @@ void combine_all(const Work* given, const float* slope, Element* gradient) {
         const int64_t last = begin_of(work.numel, work.chunks, chunk + 1);
         for (int64_t t = 0; t < work.steps; ++t)
             for (int64_t at = begin_of(work.numel, work.chunks, chunk); at < last; at += LINE) {
-                const int64_t column = at % work.columns;
+                const int64_t place = place_of(work, at % work.columns, t);
+                const Affine affine = affine_of(work, at % work.columns, t);
                 const Float x = load(work.current + at + t * work.apart, LINE);
-                Element* place = gradient + t * work.numel + at;
-                const Float g = load(place, LINE);
-                send<false>(place, g * load(work.scale + column, LINE) + x * load(slope + column, LINE) +
-                                       load(work.shift + column, LINE), LINE);
+                Element* there = gradient + t * work.numel + at;
+                send<false>(there, load(there, LINE) * affine.scale + x * load(slope + place, LINE) + affine.shift, LINE);
             }
     }
 }

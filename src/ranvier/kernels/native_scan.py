@@ -103,7 +103,7 @@ def forward(job: Job, spikes: Tensor, end: Tensor | None) -> None:
     ask_for_huge_pages(spikes)
     gain = None if job.excess is None else by_column(job.excess, job.view.columns)
     sends_bytes = spikes.dtype == torch.uint8
-    library = _library_of(job.kind, job.current.dtype, len(job.current), sends_bytes, job.norm is not None)
+    library = _library_of(job.kind, job.current.dtype, len(job.current), sends_bytes, _normed(job))
     library.forward(ctypes.byref(_work(job, gain)), address(spikes), address(end))
 
 
@@ -118,12 +118,13 @@ def backward(
     """Write and return gradients: see `ranvier.kernels.fused_scan.Kernels`.
 
     Where neurons received what a normalisation made of `current`, the gradient is with respect to that, and `moments`,
-    `[chunks_of(view), 2, C]` and zero, takes the sums of it and of its product with `current - mean`.
+    `[chunks_of(view), 2, S, C]` and zero, takes the sums of it and of its product with `current - mean`, S as in
+    `Norm`.
     """
     learned = job.excess if job.rate is None else job.rate
     partial = None if learned is None else torch.zeros(CHUNKS, len(learned), dtype=torch.float64)
     ask_for_huge_pages(grad_current)
-    library = _library_of(job.kind, job.current.dtype, len(job.current), normed=job.norm is not None)
+    library = _library_of(job.kind, job.current.dtype, len(job.current), normed=_normed(job))
     gain = None if job.excess is None else by_column(job.excess, job.view.columns)
     library.backward(
         ctypes.byref(_work(job, gain)),
@@ -138,22 +139,31 @@ def backward(
     return None if partial is None else partial.sum(0).float()
 
 
-def statistics(job: Job) -> tuple[Tensor, Tensor]:
-    """Mean and variance of each channel of `current` over all else, `[C]` of float64."""
+def statistics(job: Job, per_step: bool) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each channel of `current` over all else, `[1, C]` of float64, or at each step, `[T, C]`."""
     current, channels = job.current, job.view.columns
     first = current[0].movedim(1, -1).reshape(-1, channels)[0].float()  # deviations from it are small beside their mean
-    moments = torch.zeros(chunks_of(job.view), 2, channels)
-    library = _library_of(job.kind, current.dtype, len(current), normed=True)
-    unread = Norm(first, first, first)  # that there is one sets the parts
-    library.statistics(ctypes.byref(_work(job._replace(norm=unread), None)), address(first), address(moments))
-    sums, squares = (moments.sum(0, dtype=torch.float64) * (channels / current.numel())).unbind(0)
+    own = len(current) if per_step else 1
+    unread = first.new_empty(own, channels)  # that there are so many sets the parts and what is summed
+    job = job._replace(norm=Norm(unread, unread, unread))
+    moments = torch.zeros(chunks_of(job.view), 2, own, channels)
+    library = _library_of(job.kind, current.dtype, len(current), normed=_normed(job))
+    library.statistics(ctypes.byref(_work(job, None)), address(first), address(moments))
+    sums, squares = (moments.sum(0, dtype=torch.float64) * (own * channels / current.numel())).unbind(0)
     return first + sums, (squares - sums.square()).clamp_min(0)
 
 
 def combine(job: Job, slope: Tensor, gradient: Tensor) -> None:
-    """`gradient = gradient scale + current slope + shift`, in place; `slope` is `[C]` as the other two."""
-    library = _library_of(job.kind, job.current.dtype, len(job.current), normed=True)
+    """`gradient = gradient scale + current slope + shift`, in place; `slope` is `[S, C]` as the other two."""
+    library = _library_of(job.kind, job.current.dtype, len(job.current), normed=_normed(job))
     library.combine(ctypes.byref(_work(job, None)), address(slope), address(gradient))
+
+
+def _normed(job: Job) -> int:
+    """What `NORMED` says in the source."""
+    if job.norm is None:
+        return 0
+    return 1 if len(job.norm.scale) == 1 else 2
 
 
 class PreparedScan:
@@ -245,9 +255,7 @@ def obstacle() -> str | None:
 
 
 @functools.cache
-def _library_of(
-    kind: Kind, dtype: torch.dtype, steps: int, sends_bytes: bool = False, normed: bool = False
-) -> ctypes.CDLL:
+def _library_of(kind: Kind, dtype: torch.dtype, steps: int, sends_bytes: bool = False, normed: int = 0) -> ctypes.CDLL:
     library = load(SOURCE, _definitions(kind, dtype, steps, sends_bytes, normed))
     pointer, integer = ctypes.c_void_p, ctypes.c_int64
     library.forward.argtypes = [ctypes.POINTER(_Work), pointer, pointer]
@@ -260,7 +268,7 @@ def _library_of(
 
 
 def _definitions(
-    kind: Kind, dtype: torch.dtype, steps: int, sends_bytes: bool = False, normed: bool = False
+    kind: Kind, dtype: torch.dtype, steps: int, sends_bytes: bool = False, normed: int = 0
 ) -> tuple[str, ...]:
     return definitions(
         dtype,
@@ -271,5 +279,5 @@ def _definitions(
         DETACH=int(kind.detach_reset),
         SURROGATE=("triangle", "atan", "sigmoid", "rectangle").index(kind.surrogate),
         LEARNS={"plif": 1, "lifb": 2}.get(kind.neuron, 0),
-        NORMED=int(normed),
+        NORMED=normed,
     )

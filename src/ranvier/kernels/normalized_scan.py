@@ -8,6 +8,8 @@ need of it; one more pass makes it that of x,
 
     dx = scale (dy - mean(dy) - x^ mean(dy x^)),   x^ = (x - mean) / sqrt(variance + eps),   scale = weight / sqrt(...)
 
+Mean and variance are those of all steps, or of each step apart.
+
 These are six reads and three writes of the size of x; normalisation and scan apart take nine and four. Sums are in
 float32 within parts of some rows and in float64 over them, in a fixed order; y is not rounded to the type of x. So
 results agree with the two layers apart to rounding, and not bit for bit.
@@ -53,41 +55,50 @@ def fits(
 
 
 def normalized_scan(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float, step: Step, params: Any, *learned: Tensor
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, per_step: bool, step: Step, params: Any, *learned: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Spikes of neurons, from rest, that receive `x` normalised over T, B and positions.
+    """Spikes of neurons, from rest, that receive `x` normalised.
 
     Args:
         x: `[T, B, C, ...]`, of which `fits` says that it fits.
         weight: Scale of each channel, `[C]`.
         bias: Shift of each channel, `[C]`.
         eps: Added to the variance.
+        per_step: Statistics over B and positions, of each step, and not over T, B and positions.
         step: `if_step`, `lif_step`, `plif_step` or `lifb_step`.
         params: Parameters of `step`.
         learned: Tensors of the neuron that train.
 
     Returns:
-        Spikes, shape and dtype of `x`; mean and variance (over N, not N - 1) of each channel, `[C]`, without gradient.
+        Spikes, shape and dtype of `x`; mean and variance (over N, not N - 1) of each channel, `[S, C]`, S = T if
+        `per_step` and else 1, without gradient.
     """
     kind = Kind.of(step, params)
     rate = torch.sigmoid(learned[0]).float().reshape(1) if kind.neuron == "plif" else None
     excess = (learned[0] - 1).float() if kind.neuron == "lifb" else None
     if is_traced(x, weight, bias, rate, excess):
-        spikes, numbers = _operator(x, weight, bias, rate, excess, eps, *kind)
+        spikes, numbers = _operator(x, weight, bias, rate, excess, eps, per_step, *kind)
     else:
-        spikes, numbers = _NormalizedScan.apply(x, weight, bias, rate, excess, eps, kind)
+        spikes, numbers = _NormalizedScan.apply(x, weight, bias, rate, excess, eps, per_step, kind)
     return spikes, numbers[2], numbers[4]
 
 
 def _forward(
-    x: Tensor, weight: Tensor, bias: Tensor, rate: Tensor | None, excess: Tensor | None, eps: float, kind: Kind
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    rate: Tensor | None,
+    excess: Tensor | None,
+    eps: float,
+    per_step: bool,
+    kind: Kind,
 ) -> tuple[Tensor, Tensor]:
-    """Spikes, and five numbers of each channel, `[5, C]`: scale, shift, mean, 1 / deviation, variance."""
+    """Spikes, and five numbers of each channel, `[5, S, C]`: scale, shift, mean, 1 / deviation, variance."""
     from ranvier.kernels import native_scan
 
     x = _laid_out(x)
     job = Job(kind, View.of(x, by_channel=True), x, None, rate, excess)
-    mean, variance = native_scan.statistics(job)
+    mean, variance = native_scan.statistics(job, per_step)
     per_deviation = (variance + eps).rsqrt()
     scale = weight * per_deviation
     numbers = torch.stack([scale, bias - mean * scale, mean, per_deviation, variance]).float()
@@ -107,14 +118,15 @@ def _backward(
     view = View.of(x, by_channel=True)
     job = Job(kind, view, x, None, rate, excess, Norm(scale, shift, mean))
     grad_x, end = outputs(x)
-    moments = torch.zeros(native_scan.chunks_of(view), 2, view.columns)
+    moments = torch.zeros(native_scan.chunks_of(view), 2, *scale.shape)
     grad_learned = native_scan.backward(job, laid_out_as(end, grad), None, grad_x, None, moments)
     grad_bias, product = moments.sum(0, dtype=torch.float64)
     grad_weight = product * per_deviation
-    slope = -scale * per_deviation * grad_weight * (view.columns / x.numel())
-    offset = -scale * grad_bias * (view.columns / x.numel()) - slope * mean
+    share = scale.numel() / x.numel()
+    slope = -scale * per_deviation * grad_weight * share
+    offset = -scale * grad_bias * share - slope * mean
     native_scan.combine(job._replace(norm=Norm(scale, offset.float(), mean)), slope.float(), grad_x)
-    return grad_x, grad_weight.float(), grad_bias.float(), grad_learned
+    return grad_x, grad_weight.sum(0).float(), grad_bias.sum(0).float(), grad_learned
 
 
 def _laid_out(x: Tensor) -> Tensor:
@@ -146,7 +158,8 @@ class _NormalizedScan(torch.autograd.Function):
     "ranvier::normalized_scan",
     mutates_args=(),
     schema=(
-        f"(Tensor x, Tensor weight, Tensor bias, Tensor? rate, Tensor? excess, float eps, {KIND}) -> (Tensor, Tensor)"
+        "(Tensor x, Tensor weight, Tensor bias, Tensor? rate, Tensor? excess, float eps, bool per_step, "
+        f"{KIND}) -> (Tensor, Tensor)"
     ),
 )
 def _operator(
@@ -156,14 +169,15 @@ def _operator(
     rate: Tensor | None,
     excess: Tensor | None,
     eps: float,
+    per_step: bool,
     *kind: Any,
 ) -> tuple[Tensor, Tensor]:
-    return _forward(x, weight, bias, rate, excess, eps, Kind(*kind))
+    return _forward(x, weight, bias, rate, excess, eps, per_step, Kind(*kind))
 
 
 @_operator.register_fake
-def _(x, weight, *_others):
-    return outputs(_laid_out(x))[0], weight.new_empty(5, len(weight))
+def _(x, weight, _bias, _rate, _excess, _eps, per_step, *_kind):
+    return outputs(_laid_out(x))[0], weight.new_empty(5, len(x) if per_step else 1, len(weight))
 
 
 @torch.library.custom_op(
@@ -190,13 +204,13 @@ def _backward_operator(
 @_backward_operator.register_fake
 def _(grad, x, numbers, rate, excess, *_kind):
     learned = excess if rate is None else rate
-    channels = numbers.new_empty(numbers.shape[1])
+    channels = numbers.new_empty(numbers.shape[2])
     nothing = numbers.new_empty(0) if learned is None else torch.empty_like(learned)
     return outputs(_laid_out(x))[0], channels, torch.empty_like(channels), nothing
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, _, _, rate, excess, _, *kind = inputs
+    x, _, _, rate, excess, _, _, *kind = inputs
     numbers = output[1]
     ctx.save_for_backward(x, numbers, rate, excess)
     ctx.kind = kind[0] if isinstance(kind[0], Kind) else Kind(*kind)

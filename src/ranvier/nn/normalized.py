@@ -24,17 +24,22 @@ def normalized(norm: BatchNorm, neuron: nn.Module, x: Tensor) -> Tensor | None:
         x: `[T, B, C, ...]`.
     """
     step = _STEPS.get(type(neuron))
-    if step is None or norm.statistics != "folded":
+    if step is None:
         return None
     assert isinstance(neuron, IF | LIF | PLIF | LIFB)
     learned = tuple(neuron.parameters())
     if not fits(x, norm.weight, norm.bias, step, neuron.params, *learned, implementation=neuron.implementation):
         return None
-    values = x.numel() // x.shape[2]
+    per_step = norm.statistics == "per_step"
+    values = x[0, :, 0].numel() * (1 if per_step else len(x))  # of a channel
     if values < 2:
         return None  # which raises, and says why
-    spikes, mean, variance = normalized_scan(x, norm.weight, norm.bias, norm.eps, step, neuron.params, *learned)
+    spikes, mean, variance = normalized_scan(
+        x, norm.weight, norm.bias, norm.eps, per_step, step, neuron.params, *learned
+    )
     with torch.no_grad():
-        norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
-        norm.running_var.lerp_((variance * (values / (values - 1))).to(norm.running_var.dtype), norm.momentum)
+        kept = [(1 - norm.momentum) ** t for t in range(len(mean) + 1)]  # after t further steps
+        share = norm.momentum * mean.new_tensor(kept[-2::-1])
+        for running, new in ((norm.running_mean, mean), (norm.running_var, variance * (values / (values - 1)))):
+            running.mul_(kept[-1]).add_(share @ new)
     return spikes
