@@ -21,7 +21,7 @@ import torch
 
 from ranvier import provenance
 from ranvier.atomic import replacing, write_json
-from ranvier.conversion import ConvertedSNN, Search, Settings
+from ranvier.conversion import Search, Settings, Trial
 from ranvier.data import Batches, evaluation_batch_size
 from ranvier.evaluation import accuracy_by_step
 from ranvier.recipes import load_data, load_trained
@@ -50,12 +50,16 @@ def measure(folder: Path, data: str | None, steps: int, seed: int, tested: int, 
         "rows": {},
     }
 
-    def score(name: str, snn: ConvertedSNN, seconds: float, chosen: str) -> None:
-        curve = accuracy_by_step(snn, test, steps)
+    def score(name: str, search: Search, trial: Trial, seconds: float) -> None:
+        chosen = str(trial.candidate)
+        if trial.candidate not in scored:
+            scored[trial.candidate] = accuracy_by_step(search.rebuild(trial), test, steps)
+        curve = scored[trial.candidate]
         result["rows"][name] = {"accuracy": curve.accuracy, "seconds": seconds, "chosen": chosen}
         print(f"{folder.name} T={steps} {name}: {100 * curve.final:.2f} ({chosen}, {seconds:.0f} s)", flush=True)
 
     for signed in (False, True) if rows != "plain" and steps > 1 else (False,):
+        scored: dict = {}
         begin = time.perf_counter()
         search = Search(ann, calibration, steps=steps, signed=signed, settings=Settings(seed=seed))
         prepared = time.perf_counter() - begin
@@ -80,15 +84,15 @@ def measure(folder: Path, data: str | None, steps: int, seed: int, tested: int, 
                     if (trial.candidate.threshold, trial.candidate.bias) == (kind, "none")
                 ]
             best = search.best(own)
-            score(f"{kind}, {bias}{mark}", search.rebuild(best), prepared + seconds, str(best.candidate))
+            score(f"{kind}, {bias}{mark}", search, best, prepared + seconds)
         best = search.best()
         total = prepared + sum(spent.values())
-        score(f"auto, weights kept{mark}", search.rebuild(best), total, str(best.candidate))
+        score(f"auto, weights kept{mark}", search, best, total)
         begin = time.perf_counter()
         search.try_refit()
         total += time.perf_counter() - begin
         best = search.best()
-        score(f"auto{mark}", search.rebuild(best), total, str(best.candidate))
+        score(f"auto{mark}", search, best, total)
     result |= {
         "device": provenance.device_name("cpu"),
         "versions": provenance.versions(),

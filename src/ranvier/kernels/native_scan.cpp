@@ -90,6 +90,9 @@ INLINE int64_t place_of(const Work& work, int64_t column, int64_t t) {
     return NORMED == 2 ? t * work.columns + column : column;
 }
 
+// How many sums a part has: two of each channel, and of each step where those have their own.
+INLINE int64_t moments_of(const Work& work) { return 2 * (NORMED == 2 ? work.steps : 1) * work.columns; }
+
 struct Affine {
     Float scale, shift;
 };
@@ -127,9 +130,6 @@ INLINE void forward_line(const Work& work, int64_t at, int64_t count, Sent* spik
     if (end) store(end + at, v, count);
 }
 
-// How many sums a part has: two of each channel, and of each step where those have their own.
-INLINE int64_t moments_of(const Work& work) { return 2 * (NORMED == 2 ? work.steps : 1) * work.columns; }
-
 struct Gradients {
     const Element* spikes;  // [steps, numel], `apart` elements from step to step, or null
     int64_t apart;
@@ -165,7 +165,7 @@ INLINE void backward_line(const Work& work, int64_t at, int64_t count, const Gra
     Float to_v = gradients.end ? load(gradients.end + at, count) : all(0);
     Float total = all(0), sum = all(0), product = all(0);
     const Float first_mean = NORMED ? load(work.mean + column, LINE) : all(0);
-    float* products = moments + (NORMED == 2 ? steps : 1) * work.columns;
+    float* products = NORMED ? moments + moments_of(work) / 2 : nullptr;
     const Element* upstream = gradients.spikes ? gradients.spikes + at : NONE;
     const int64_t apart = gradients.spikes ? gradients.apart : 0;
     FOR_ALL_STEPS
