@@ -6,8 +6,9 @@
     python benchmarks/conversion_table.py --table docs/results/conversion.jsonl
 
 Each (network, T) is searched once per setting of signed spikes: all candidates are scored on held-out training images,
-and for every row the chosen one is then scored on the test images. One json file per (network, T) is written; those
-that exist are not computed again. `--table` prints Markdown from them.
+and for every row the chosen one is then scored on the test images. One json file per (network, T, calibration seed) is
+written; those that exist are not computed again. `--keep` puts them into one file, a line each, in place of those that
+were scored on fewer test images; `--table` prints Markdown from that file.
 """
 
 import argparse
@@ -50,16 +51,18 @@ def measure(folder: Path, data: str | None, steps: int, seed: int, tested: int, 
         "rows": {},
     }
 
+    scored: dict = {}
+
     def score(name: str, search: Search, trial: Trial, seconds: float) -> None:
         chosen = str(trial.candidate)
-        if trial.candidate not in scored:
-            scored[trial.candidate] = accuracy_by_step(search.rebuild(trial), test, steps)
-        curve = scored[trial.candidate]
+        key = search.signed, trial.candidate
+        if key not in scored:
+            scored[key] = accuracy_by_step(search.rebuild(trial), test, steps)
+        curve = scored[key]
         result["rows"][name] = {"accuracy": curve.accuracy, "seconds": seconds, "chosen": chosen}
         print(f"{folder.name} T={steps} {name}: {100 * curve.final:.2f} ({chosen}, {seconds:.0f} s)", flush=True)
 
     for signed in (False, True) if rows != "plain" and steps > 1 else (False,):
-        scored: dict = {}
         begin = time.perf_counter()
         search = Search(ann, calibration, steps=steps, signed=signed, settings=Settings(seed=seed))
         prepared = time.perf_counter() - begin
@@ -112,12 +115,14 @@ def in_percent(cell: dict, name: str) -> float:
 
 
 def read_lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def keep(folder: Path, kept: Path) -> None:
     """The cells of `folder` and those that `kept` has already, in `kept`."""
-    cells = read_lines(kept) + [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    cells = read_lines(kept) if kept.exists() else []
+    cells += [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    cells.sort(key=lambda cell: cell["tested"])
     latest = {
         (cell["data"], cell["label"], cell["network"], cell["steps"], cell["calibration_seed"]): cell for cell in cells
     }
@@ -187,10 +192,6 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, metavar="FILE", help="put what OUT has into this file")
     parser.add_argument("--table", type=Path, metavar="FILE", help="print tables of such a file")
     arguments = parser.parse_args()
-    if arguments.keep:
-        keep(arguments.out, arguments.keep)
-    if arguments.table:
-        table(read_lines(arguments.table))
     with torch.no_grad():
         for steps in arguments.steps:
             for folder in arguments.networks:
@@ -203,6 +204,10 @@ def main() -> None:
                                 folder, arguments.data, steps, seed, arguments.tested, arguments.images, arguments.rows
                             ),
                         )
+    if arguments.keep:
+        keep(arguments.out, arguments.keep)
+    if arguments.table:
+        table(read_lines(arguments.table))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from ranvier.nn.structure import Activation, Chain
 
 
 @given(
-    shape=st.tuples(st.integers(1, 3), st.integers(1, 19), st.integers(1, 4), st.integers(1, 4)),
+    shape=st.tuples(st.integers(0, 3), st.integers(1, 19), st.integers(1, 4), st.integers(1, 4)),
     largest=st.sampled_from([1, 2, 3, 4, 15, 16, 255]),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
     channels_last=st.booleans(),
@@ -46,7 +46,7 @@ def convolved(conv: nn.Conv2d, x: Tensor, upstream: Tensor) -> list[Tensor]:
 
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("autocast", [False, True])
-@pytest.mark.parametrize("largest", [1, 3])
+@pytest.mark.parametrize("largest", [1, 3, 16])
 @pytest.mark.parametrize(
     "settings",
     [

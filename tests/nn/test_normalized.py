@@ -62,6 +62,19 @@ def test_agrees_with_the_layers(neuron: Any, statistics: str, used: list[bool]) 
         assert (one.grad - other.grad).norm() < 1e-4 * other.grad.norm()
 
 
+@pytest.mark.parametrize("statistics", ["folded", "per_step"])
+def test_running_averages_are_not_rounded_under_autocast(statistics: str, used: list[bool]) -> None:
+    ours = chain(statistics=statistics)
+    theirs = copy.deepcopy(ours)
+    with torch.autocast("cpu", torch.bfloat16):
+        for _ in range(5):
+            ours(images())
+            theirs.layers[0](images())
+    assert used == [True] * 5
+    for one, other in zip(ours.buffers(), theirs.buffers(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_keeps_the_input_alone(used: list[bool]) -> None:
     """What is as large as the input: of the convolution its input, of the operator its own, and nothing between."""
     sizes: list[int] = []

@@ -190,9 +190,10 @@ INLINE void backward_line(const Work& work, int64_t at, int64_t count, const Gra
             if (NORMED == 2) {
                 add_to(moments + place, to_x);
                 add_to(products + place, to_scale);
+            } else {
+                sum += to_x;
+                product += to_scale;
             }
-            sum += to_x;
-            product += to_scale;
         }
         send<PAST_CACHES>(gradients.current + t * work.numel + at, to_x, count);
     }
@@ -252,7 +253,8 @@ void backward_all(const Work* given, const Gradients* grads, double* sums, float
 }
 
 #if NORMED
-// Sums of x - pivot of each channel and of its square, [chunks, 2, columns] or [chunks, 2, steps, columns].
+// Sums of x - pivot of each channel and of its square, [chunks, 2, columns] or [chunks, 2, steps, columns]. `pivot` is
+// [columns] or [steps, columns].
 void sum_all(const Work* given, const float* pivot, float* moments) {
 #pragma omp parallel for schedule(static) num_threads(given->threads)
     for (int64_t chunk = 0; chunk < given->chunks; ++chunk) {
@@ -262,9 +264,9 @@ void sum_all(const Work* given, const float* pivot, float* moments) {
         float* squares = sums + moments_of(work) / 2;
         for (int64_t at = begin_of(work.numel, work.chunks, chunk); at < last; at += LINE) {
             const int64_t column = at % work.columns;
-            const Float from = load(pivot + column, LINE);
             Float sum = all(0), square = all(0);
             for (int64_t t = 0; t < work.steps; ++t) {
+                const Float from = load(pivot + place_of(work, column, t), LINE);
                 const Float x = load(work.current + at + t * work.apart, LINE) - from;
                 sum += x;
                 square += x * x;

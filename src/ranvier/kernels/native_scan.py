@@ -36,7 +36,7 @@ from ranvier.kernels.native_library import (
 SOURCE = Path(__file__).with_suffix(".cpp")
 
 ROWS = 8
-"""Rows of channels that a part of a normalised scan has at least."""
+"""Rows of channels that a part of a normalised scan has at least, for each number of a channel that it adds up."""
 
 MOST_PLANS = 64
 """Shapes that a prepared scan remembers; with more of them they are forgotten, and worked out again."""
@@ -81,7 +81,7 @@ def _work(job: Job, gain: Tensor | None) -> _Work:
         current.stride(0),
         job.view.columns,
         job.view.inner,
-        chunks_of(job.view) if job.norm else CHUNKS,
+        chunks_of(job.view, len(job.norm.scale)) if job.norm else CHUNKS,
         1,
         numel % LINE == 0 and steps * numel * current.element_size() >= PAST_CACHES,
         kind.charge[1] if job.rate is None else job.rate.item(),
@@ -93,9 +93,14 @@ def _work(job: Job, gain: Tensor | None) -> _Work:
     return work
 
 
-def chunks_of(view: View) -> int:
-    """Parts of a normalised scan: each has sums of all its channels, which should be small beside what it adds up."""
-    return min(CHUNKS, max(1, view.rows // ROWS))
+def chunks_of(view: View, own: int) -> int:
+    """Parts of a normalised scan: each has sums of all its channels, which should be small beside what it adds up.
+
+    Args:
+        view: A step in memory.
+        own: S as in `Norm`, the sums of a channel.
+    """
+    return min(CHUNKS, max(1, view.rows // (ROWS * own)))
 
 
 def forward(job: Job, spikes: Tensor, end: Tensor | None) -> None:
@@ -118,7 +123,7 @@ def backward(
     """Write and return gradients: see `ranvier.kernels.fused_scan.Kernels`.
 
     Where neurons received what a normalisation made of `current`, the gradient is with respect to that, and `moments`,
-    `[chunks_of(view), 2, S, C]` and zero, takes the sums of it and of its product with `current - mean`, S as in
+    `[chunks_of(view, S), 2, S, C]` and zero, takes the sums of it and of its product with `current - mean`, S as in
     `Norm`.
     """
     learned = job.excess if job.rate is None else job.rate
@@ -142,11 +147,11 @@ def backward(
 def statistics(job: Job, per_step: bool) -> tuple[Tensor, Tensor]:
     """Mean and variance of each channel of `current` over all else, `[1, C]` of float64, or at each step, `[T, C]`."""
     current, channels = job.current, job.view.columns
-    first = current[0].movedim(1, -1).reshape(-1, channels)[0].float()  # deviations from it are small beside their mean
     own = len(current) if per_step else 1
-    unread = first.new_empty(own, channels)  # that there are so many sets the parts and what is summed
-    job = job._replace(norm=Norm(unread, unread, unread))
-    moments = torch.zeros(chunks_of(job.view), 2, own, channels)
+    # Deviations from a value of the same channel are small beside a mean far from 0.
+    first = current[:own].movedim(2, -1).reshape(own, -1, channels)[:, 0].float().contiguous()
+    job = job._replace(norm=Norm(first, first, first))  # not read here: their number says what is summed
+    moments = torch.zeros(chunks_of(job.view, own), 2, own, channels)
     library = _library_of(job.kind, current.dtype, len(current), normed=_normed(job))
     library.statistics(ctypes.byref(_work(job, None)), address(first), address(moments))
     sums, squares = (moments.sum(0, dtype=torch.float64) * (own * channels / current.numel())).unbind(0)

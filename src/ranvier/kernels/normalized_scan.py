@@ -2,13 +2,13 @@
 
     y = weight (x - mean) / sqrt(variance + eps) + bias,   spikes = scan(y)
 
+with mean and variance of each channel over all steps, or of each step apart.
+
 The normalised input is never written: a pass over x takes the statistics, and the scan normalises each line of neurons
 as it reads it. Backward keeps x alone. The scan writes the gradient with respect to y and adds up what the statistics
 need of it; one more pass makes it that of x,
 
     dx = scale (dy - mean(dy) - x^ mean(dy x^)),   x^ = (x - mean) / sqrt(variance + eps),   scale = weight / sqrt(...)
-
-Mean and variance are those of all steps, or of each step apart.
 
 These are six reads and three writes of the size of x; normalisation and scan apart take nine and four. Sums are in
 float32 within parts of some rows and in float64 over them, in a fixed order; y is not rounded to the type of x. So
@@ -118,7 +118,7 @@ def _backward(
     view = View.of(x, by_channel=True)
     job = Job(kind, view, x, None, rate, excess, Norm(scale, shift, mean))
     grad_x, end = outputs(x)
-    moments = torch.zeros(native_scan.chunks_of(view), 2, *scale.shape)
+    moments = torch.zeros(native_scan.chunks_of(view, len(scale)), 2, *scale.shape)
     grad_learned = native_scan.backward(job, laid_out_as(end, grad), None, grad_x, None, moments)
     grad_bias, product = moments.sum(0, dtype=torch.float64)
     grad_weight = product * per_deviation

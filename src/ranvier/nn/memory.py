@@ -73,7 +73,7 @@ class _PackedConvolution(torch.autograd.Function):
 
 
 def bits_of(largest: int) -> int:
-    """Of a byte, for a whole number 0 .. `largest`: 1, 2, 4 or 8."""
+    """How many bits a whole number 0 .. `largest` is kept in: 1, 2, 4 or 8."""
     return next(bits for bits in (1, 2, 4, 8) if largest < 1 << bits)
 
 
@@ -104,7 +104,9 @@ def pack(spikes: Tensor, largest: int) -> Tensor:
     width = 8 * together
     gather = sum(1 << width - 8 - (8 - bits) * channel for channel in range(together))
     words = counts.flatten().view(WORDS[width]) * gather
-    return words.view(torch.uint8)[together - 1 :: together].clone().view(*counts.shape[:-1], -1)
+    return (
+        words.view(torch.uint8)[together - 1 :: together].clone().view(*counts.shape[:-1], counts.shape[-1] // together)
+    )
 
 
 def unpack(packed: Tensor, channels: int, largest: int, dtype: torch.dtype) -> Tensor:
@@ -113,9 +115,9 @@ def unpack(packed: Tensor, channels: int, largest: int, dtype: torch.dtype) -> T
     >>> unpack(torch.tensor([5, 1], dtype=torch.uint8).view(1, 1, 1, 2), 9, 1, torch.float32).flatten().tolist()
     [1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0]
     """
-    if largest > 15:
-        return packed.to(dtype).permute(0, 3, 1, 2)
     bits = bits_of(largest)
+    if bits == 8:
+        return packed.to(dtype).permute(0, 3, 1, 2)
     byte = torch.arange(256, dtype=torch.uint8, device=packed.device).unsqueeze(-1)
     places = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
     meaning = ((byte >> places) & (1 << bits) - 1).to(dtype)

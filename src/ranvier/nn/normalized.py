@@ -38,8 +38,7 @@ def normalized(norm: BatchNorm, neuron: nn.Module, x: Tensor) -> Tensor | None:
         x, norm.weight, norm.bias, norm.eps, per_step, step, neuron.params, *learned
     )
     with torch.no_grad():
-        kept = [(1 - norm.momentum) ** t for t in range(len(mean) + 1)]  # after t further steps
-        share = norm.momentum * mean.new_tensor(kept[-2::-1])
-        for running, new in ((norm.running_mean, mean), (norm.running_var, variance * (values / (values - 1)))):
-            running.mul_(kept[-1]).add_(share @ new)
+        for one_mean, one_variance in zip(mean.unbind(0), variance.unbind(0), strict=True):
+            norm.running_mean.lerp_(one_mean.to(norm.running_mean.dtype), norm.momentum)
+            norm.running_var.lerp_((one_variance * (values / (values - 1))).to(norm.running_var.dtype), norm.momentum)
     return spikes
