@@ -62,7 +62,7 @@ def measure(folder: Path, data: str | None, steps: int, seed: int, tested: int, 
         result["rows"][name] = {"accuracy": curve.accuracy, "seconds": seconds, "chosen": chosen}
         print(f"{folder.name} T={steps} {name}: {100 * curve.final:.2f} ({chosen}, {seconds:.0f} s)", flush=True)
 
-    for signed in (False, True) if rows != "plain" and steps > 1 else (False,):
+    for signed in (False, True) if rows in ("all", "few") and steps > 1 else (False,):
         begin = time.perf_counter()
         search = Search(ann, calibration, steps=steps, signed=signed, settings=Settings(seed=seed))
         prepared = time.perf_counter() - begin
@@ -75,7 +75,7 @@ def measure(folder: Path, data: str | None, steps: int, seed: int, tested: int, 
                 spent[kind, bias] = time.perf_counter() - begin
         mark = ", signed" * signed
         for (kind, bias), seconds in spent.items():
-            if rows == "few" and (kind != kinds[0] or signed):
+            if rows == "auto" or (rows == "few" and (kind != kinds[0] or signed)):
                 continue
             own = [
                 trial for trial in search.trials if (trial.candidate.threshold, trial.candidate.bias) == (kind, bias)
@@ -187,7 +187,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=(0,), help="which calibration images")
     parser.add_argument("--tested", type=int, default=2000, help="first so many test images")
     parser.add_argument("--images", type=int, default=2600, help="calibration images")
-    parser.add_argument("--rows", choices=("all", "few", "plain"), default="all")
+    parser.add_argument(
+        "--rows",
+        choices=("all", "few", "plain", "auto"),
+        default="all",
+        help="plain: no signed spikes; auto: only what auto chooses, in place of that in an existing file",
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/conversion"))
     parser.add_argument("--keep", type=Path, metavar="FILE", help="put what OUT has into this file")
     parser.add_argument("--table", type=Path, metavar="FILE", help="print tables of such a file")
@@ -197,13 +202,15 @@ def main() -> None:
             for folder in arguments.networks:
                 for seed in arguments.seeds:
                     path = arguments.out / f"{folder.name}-T{steps}-{seed}.json"
-                    if not path.exists():
-                        write_json(
-                            path,
-                            measure(
-                                folder, arguments.data, steps, seed, arguments.tested, arguments.images, arguments.rows
-                            ),
-                        )
+                    before = json.loads(path.read_text()) if path.exists() else None
+                    if before is not None and (arguments.rows != "auto" or before["tested"] != arguments.tested):
+                        continue
+                    cell = measure(
+                        folder, arguments.data, steps, seed, arguments.tested, arguments.images, arguments.rows
+                    )
+                    if before is not None:
+                        cell["rows"] = before["rows"] | cell["rows"]
+                    write_json(path, cell)
     if arguments.keep:
         keep(arguments.out, arguments.keep)
     if arguments.table:
