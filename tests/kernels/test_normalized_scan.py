@@ -168,16 +168,49 @@ def test_what_fits() -> None:
     assert not answer(x, params=LIFParams(0.5, "hard", True, Own(), 2.0))
 
 
+@pytest.mark.parametrize("adds", [False, True])
 @pytest.mark.parametrize("per_step", [False, True])
-def test_is_an_operator(per_step: bool) -> None:
+def test_is_an_operator(per_step: bool, adds: bool) -> None:
     for name in NEURONS:
         step, _, params, learned = NEURONS[name]
         kind = Kind.of(step, params)
         rate = torch.tensor([0.6], requires_grad=True) if kind.neuron == "plif" else None
         excess = (learned[0] - 1).requires_grad_() if kind.neuron == "lifb" else None
         x, weight, bias = (tensor.requires_grad_() for tensor in inputs(4, 6, 32, 4, 4))
+        added = torch.randn_like(x).requires_grad_() if adds else None
         checks = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static")
-        torch.library.opcheck(_operator, (x, weight, bias, rate, excess, EPS, per_step, *kind), test_utils=checks)
+        torch.library.opcheck(
+            _operator, (x, weight, bias, added, rate, excess, EPS, per_step, *kind), test_utils=checks
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", NEURONS)
+@pytest.mark.parametrize("layout", ["as x", "rows of pixels", "one step"])
+def test_what_is_added_comes_with_the_spikes(layout: str, name: str, dtype: torch.dtype) -> None:
+    """Bit for bit what an addition afterwards gives; its gradient is that of the sum, and no other changes."""
+    step, _, params, learned = NEURONS[name]
+    x, weight, bias = inputs(4, 5, 32, 6, 5)
+    x = x.to(dtype)
+    added = torch.randn(1 if layout == "one step" else 4, *x.shape[1:], generator=torch.Generator().manual_seed(1))
+    added = added.to(dtype) if layout == "rows of pixels" else channels_last(added.to(dtype))
+    upstream = torch.randn(x.shape, generator=torch.Generator().manual_seed(2)).to(dtype)
+    results = []
+    for afterwards in (False, True):
+        given = [tensor.clone().requires_grad_() for tensor in (x, weight, bias, added, *learned)]
+        wide = given[3].expand_as(x)
+        spikes, *_ = normalized_scan(
+            *given[:3], EPS, True, step, params, *given[4:], added=None if afterwards else wide
+        )
+        total = spikes + wide if afterwards else spikes
+        gradients = torch.autograd.grad(total, given, upstream)
+        if afterwards:  # what a burst sends is not rounded before
+            exact, *_ = normalized_scan(x.float(), weight, bias, EPS, True, step, params, *learned)
+            total = (exact + wide.float()).to(dtype)
+        results.append((total, *gradients))
+    assert results[0][0].stride() == x.stride()
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
 
 
 def test_compiles_whole() -> None:
@@ -186,6 +219,7 @@ def test_compiles_whole() -> None:
     for run in (normalized_scan, torch.compile(normalized_scan, fullgraph=True)):
         given = [tensor.requires_grad_() for tensor in inputs(4, 16, 32, 8, 8)]
         spikes, *found = run(*given, EPS, False, step, params)
-        results.append((spikes, *found, *torch.autograd.grad(spikes.square().sum(), given)))
+        total, *_ = run(*given, EPS, False, step, params, added=given[0])
+        results.append((spikes, total, *found, *torch.autograd.grad((spikes * total).sum(), given)))
     for one, other in zip(*results, strict=True):
         assert torch.equal(one, other)

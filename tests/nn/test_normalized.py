@@ -1,6 +1,7 @@
 """Networks that normalise and fire in one operator: what they compute, what they keep, and when they do not."""
 
 import copy
+import itertools
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from ranvier.kernels import native_scan
 from ranvier.nn import IF, LIF, LIFB, PLIF, BatchNorm, structure
 from ranvier.nn.normalized import normalized
-from ranvier.nn.structure import Activation, Chain, conv_norm
+from ranvier.nn.structure import Activation, Chain, Residual, conv_norm
 
 pytestmark = pytest.mark.skipif(native_scan.obstacle() is not None, reason=str(native_scan.obstacle()))
 
@@ -30,8 +31,8 @@ def used(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Whether each normalisation before an activation became one operator with it."""
     found: list[bool] = []
 
-    def watched(norm: BatchNorm, neuron: nn.Module, x: Tensor) -> Tensor | None:
-        spikes = normalized(norm, neuron, x)
+    def watched(norm: BatchNorm, neuron: nn.Module, x: Tensor, added: Tensor | None = None) -> Tensor | None:
+        spikes = normalized(norm, neuron, x, added)
         found.append(spikes is not None)
         return spikes
 
@@ -60,6 +61,59 @@ def test_agrees_with_the_layers(neuron: Any, statistics: str, used: list[bool]) 
         assert one.grad is not None
         assert other.grad is not None
         assert (one.grad - other.grad).norm() < 1e-4 * other.grad.norm()
+
+
+def residual(neuron: Any = LIF, channels: int = 16) -> Residual:
+    torch.manual_seed(1)
+    branch = Chain(conv_norm(3, channels), Activation(neuron(channels)))
+    shortcut = Chain(conv_norm(3, channels, kernel_size=1), Activation(neuron(channels)))
+    return Residual(branch, shortcut).to(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    ("case", "compiled"),
+    [
+        *itertools.product(("one operator", "autocast", "channels", "evaluation"), (False, True)),
+        *itertools.product(("branch hook", "neuron hook"), (False,)),
+    ],
+)
+def test_spikes_and_shortcut_are_added(case: str, compiled: bool, used: list[bool]) -> None:
+    """The same sum wherever it is written; a hook sees what it would, the spikes alone."""
+    ours = residual(channels=12 if case == "channels" else 16)
+    if case == "evaluation":
+        ours.eval()
+    theirs = copy.deepcopy(ours)
+    seen: list[Tensor] = []
+    hooked = {"branch hook": ours.branch, "neuron hook": ours.branch.layers[1]}.get(case)  # type: ignore[index, union-attr]
+    if hooked is not None:
+        hooked.register_forward_hook(lambda _, __, y: seen.append(y.detach()))
+    assert ours.branch.can_add == (case in ("one operator", "autocast", "channels"))
+    run = torch.compile(ours) if compiled else ours
+    with torch.autocast("cpu", torch.bfloat16, enabled=case == "autocast"):
+        found = run(images())
+        first, second = theirs.branch(images()), theirs.shortcut(images())
+        expected = first + second
+    assert torch.equal(found, expected)
+    assert any(used) == (case not in ("channels", "evaluation"))
+    if hooked is not None:
+        assert torch.equal(seen[0], first)
+    upstream = torch.randn(found.shape, generator=torch.Generator().manual_seed(1))
+    found.backward(upstream.to(found.dtype))
+    expected.backward(upstream.to(found.dtype))
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert one.grad is not None
+        assert other.grad is not None
+        assert (one.grad - other.grad).norm() < (0.01 if case == "autocast" else 1e-4) * other.grad.norm()
+
+
+def test_a_shortcut_of_another_type_is_added_afterwards(used: list[bool]) -> None:
+    net = chain()
+    spikes, wide = net(images()), torch.rand(4, 8, 16, 1, 1, dtype=torch.float64)
+    for added in (wide, wide.float(), wide.bfloat16().expand_as(spikes)):
+        total = net(images(), added=added)
+        assert total.dtype == torch.result_type(spikes, added)
+        assert torch.equal(total, spikes + added)
+    assert used == [True] * 4
 
 
 @pytest.mark.parametrize("statistics", ["folded", "per_step"])

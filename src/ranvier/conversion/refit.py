@@ -12,7 +12,7 @@ from ranvier.nn import unfold_time
 Layer = nn.Conv1d | nn.Conv2d | nn.Linear
 
 RIDGE = 1e-2
-"""Weight of staying near the ANN's weights, relative to the mean square of the inputs."""
+"""Weight of staying near the weights that a sweep began with, relative to the mean square of the inputs."""
 MAX_ROWS = 2**16
 """Samples times positions that one batch contributes to the fit of a layer; of more, positions are drawn at random."""
 

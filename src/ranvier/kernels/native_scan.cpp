@@ -79,6 +79,7 @@ struct Work {
     const float* scale;      // [columns] each, or [steps, columns], or null: see NORMED
     const float* shift;
     const float* mean;       // that backward takes deviations from
+    const Element* added;    // [steps, numel], sent beside the spikes, or null; of normalised scans alone
     int64_t steps, numel, apart, columns, inner, chunks, threads, past_caches;
     float leak, v_threshold, v_burst, number;
 };
@@ -125,7 +126,9 @@ INLINE void forward_line(const Work& work, int64_t at, int64_t count, Sent* spik
         const Float h = charge(receive(x, count, affine), v, work.leak);
         const Float fired = at_least(h - work.v_threshold);
         v = reset(h, fired, work.v_threshold);
-        send<PAST_CACHES>(sent, LEARNS == 2 ? fired + gain * at_least(h - work.v_burst) : fired, count);
+        Float out = LEARNS == 2 ? fired + gain * at_least(h - work.v_burst) : fired;
+        if (NORMED && work.added) out = out + load(work.added + t * work.numel + at, count);
+        send<PAST_CACHES>(sent, out, count);
     }
     if (end) store(end + at, v, count);
 }

@@ -52,6 +52,7 @@ class _Work(ctypes.Structure):
         ("scale", ctypes.c_void_p),
         ("shift", ctypes.c_void_p),
         ("mean", ctypes.c_void_p),
+        ("added", ctypes.c_void_p),
         ("steps", ctypes.c_int64),
         ("numel", ctypes.c_int64),
         ("apart", ctypes.c_int64),
@@ -76,6 +77,7 @@ def _work(job: Job, gain: Tensor | None) -> _Work:
         address(job.state),
         address(gain),
         *(map(address, job.norm) if job.norm else (None, None, None)),
+        None,
         steps,
         numel,
         current.stride(0),
@@ -103,13 +105,18 @@ def chunks_of(view: View, own: int) -> int:
     return min(CHUNKS, max(1, view.rows // (ROWS * own)))
 
 
-def forward(job: Job, spikes: Tensor, end: Tensor | None) -> None:
-    """Write the spikes and the potential after the last step: see `ranvier.kernels.fused_scan.Kernels`."""
+def forward(job: Job, spikes: Tensor, end: Tensor | None, added: Tensor | None = None) -> None:
+    """Write the spikes and the potential after the last step: see `ranvier.kernels.fused_scan.Kernels`.
+
+    A normalised scan writes the sum of spikes and `added`, where that is given; it lies in memory as the spikes do.
+    """
     ask_for_huge_pages(spikes)
     gain = None if job.excess is None else by_column(job.excess, job.view.columns)
     sends_bytes = spikes.dtype == torch.uint8
     library = _library_of(job.kind, job.current.dtype, len(job.current), sends_bytes, _normed(job))
-    library.forward(ctypes.byref(_work(job, gain)), address(spikes), address(end))
+    work = _work(job, gain)
+    work.added = address(added)
+    library.forward(ctypes.byref(work), address(spikes), address(end))
 
 
 def backward(

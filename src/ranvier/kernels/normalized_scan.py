@@ -2,7 +2,8 @@
 
     y = weight (x - mean) / sqrt(variance + eps) + bias,   spikes = scan(y)
 
-with mean and variance of each channel over all steps, or of each step apart.
+with mean and variance of each channel over all steps, or of each step apart. What a shortcut adds to the spikes can be
+added as they are written.
 
 The normalised input is never written: a pass over x takes the statistics, and the scan normalises each line of neurons
 as it reads it. Backward keeps x alone. The scan writes the gradient with respect to y and adds up what the statistics
@@ -55,7 +56,15 @@ def fits(
 
 
 def normalized_scan(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float, per_step: bool, step: Step, params: Any, *learned: Tensor
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    per_step: bool,
+    step: Step,
+    params: Any,
+    *learned: Tensor,
+    added: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Spikes of neurons, from rest, that receive `x` normalised.
 
@@ -68,18 +77,19 @@ def normalized_scan(
         step: `if_step`, `lif_step`, `plif_step` or `lifb_step`.
         params: Parameters of `step`.
         learned: Tensors of the neuron that train.
+        added: To the spikes, shape and dtype of `x`, or None.
 
     Returns:
-        Spikes, shape and dtype of `x`; mean and variance (over N, not N - 1) of each channel, `[S, C]`, S = T if
-        `per_step` and else 1, without gradient.
+        Spikes or the sum, shape and dtype of `x`; mean and variance (over N, not N - 1) of each channel, `[S, C]`,
+        S = T if `per_step` and else 1, without gradient.
     """
     kind = Kind.of(step, params)
     rate = torch.sigmoid(learned[0]).float().reshape(1) if kind.neuron == "plif" else None
     excess = (learned[0] - 1).float() if kind.neuron == "lifb" else None
-    if is_traced(x, weight, bias, rate, excess):
-        spikes, numbers = _operator(x, weight, bias, rate, excess, eps, per_step, *kind)
+    if is_traced(x, weight, bias, added, rate, excess):
+        spikes, numbers = _operator(x, weight, bias, added, rate, excess, eps, per_step, *kind)
     else:
-        spikes, numbers = _NormalizedScan.apply(x, weight, bias, rate, excess, eps, per_step, kind)
+        spikes, numbers = _NormalizedScan.apply(x, weight, bias, added, rate, excess, eps, per_step, kind)
     return spikes, numbers[2], numbers[4]
 
 
@@ -87,6 +97,7 @@ def _forward(
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
+    added: Tensor | None,
     rate: Tensor | None,
     excess: Tensor | None,
     eps: float,
@@ -103,7 +114,8 @@ def _forward(
     scale = weight * per_deviation
     numbers = torch.stack([scale, bias - mean * scale, mean, per_deviation, variance]).float()
     spikes, _ = outputs(x)
-    native_scan.forward(job._replace(norm=Norm(*numbers[:3])), spikes, None)
+    added = None if added is None else laid_out_as(spikes, added)
+    native_scan.forward(job._replace(norm=Norm(*numbers[:3])), spikes, None, added)
     return spikes, numbers
 
 
@@ -158,25 +170,26 @@ class _NormalizedScan(torch.autograd.Function):
     "ranvier::normalized_scan",
     mutates_args=(),
     schema=(
-        "(Tensor x, Tensor weight, Tensor bias, Tensor? rate, Tensor? excess, float eps, bool per_step, "
-        f"{KIND}) -> (Tensor, Tensor)"
+        "(Tensor x, Tensor weight, Tensor bias, Tensor? added, Tensor? rate, Tensor? excess, float eps, "
+        f"bool per_step, {KIND}) -> (Tensor, Tensor)"
     ),
 )
 def _operator(
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
+    added: Tensor | None,
     rate: Tensor | None,
     excess: Tensor | None,
     eps: float,
     per_step: bool,
     *kind: Any,
 ) -> tuple[Tensor, Tensor]:
-    return _forward(x, weight, bias, rate, excess, eps, per_step, Kind(*kind))
+    return _forward(x, weight, bias, added, rate, excess, eps, per_step, Kind(*kind))
 
 
 @_operator.register_fake
-def _(x, weight, _bias, _rate, _excess, _eps, per_step, *_kind):
+def _(x, weight, _bias, _added, _rate, _excess, _eps, per_step, *_kind):
     return outputs(_laid_out(x))[0], weight.new_empty(5, len(x) if per_step else 1, len(weight))
 
 
@@ -210,11 +223,12 @@ def _(grad, x, numbers, rate, excess, *_kind):
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, _, _, rate, excess, _, _, *kind = inputs
+    x, _, _, added, rate, excess, _, _, *kind = inputs
     numbers = output[1]
     ctx.save_for_backward(x, numbers, rate, excess)
     ctx.kind = kind[0] if isinstance(kind[0], Kind) else Kind(*kind)
     ctx.count = len(inputs)
+    ctx.adds = added is not None
     ctx.mark_non_differentiable(numbers)
     ctx.set_materialize_grads(False)
 
@@ -228,7 +242,7 @@ def _differentiate(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Ten
     else:
         grad_x, grad_weight, grad_bias, found = _backward(grad, x, numbers, rate, excess, ctx.kind)
     learned = (None if rate is None else found, None if excess is None else found)
-    return grad_x, grad_weight, grad_bias, *learned, *[None] * (ctx.count - 5)
+    return grad_x, grad_weight, grad_bias, grad if ctx.adds else None, *learned, *[None] * (ctx.count - 6)
 
 
 _operator.register_autograd(_differentiate, setup_context=_setup_context)

@@ -12,8 +12,10 @@ from ranvier.nn.normalization import BatchNorm
 _STEPS: dict[type[nn.Module], Step] = {IF: if_step, LIF: lif_step, PLIF: plif_step, LIFB: lifb_step}
 
 
-def normalized(norm: BatchNorm, neuron: nn.Module, x: Tensor) -> Tensor | None:
-    """`neuron(norm(x))` without the normalised tensor between them; None where that takes both, one after the other.
+def normalized(norm: BatchNorm, neuron: nn.Module, x: Tensor, added: Tensor | None = None) -> Tensor | None:
+    """`neuron(norm(x))`, and what is `added` to it, without the tensors between them.
+
+    None where it takes one after the other.
 
     Values and gradients agree with those of both to rounding: see `ranvier.kernels.normalized_scan`. Running averages
     move as they do there.
@@ -22,6 +24,7 @@ def normalized(norm: BatchNorm, neuron: nn.Module, x: Tensor) -> Tensor | None:
         norm: In training, and without hooks, like the neuron.
         neuron: IF, LIF, PLIF or LIFB; others take both.
         x: `[T, B, C, ...]`.
+        added: What is added to the spikes, of their shape, or None.
     """
     step = _STEPS.get(type(neuron))
     if step is None:
@@ -34,11 +37,12 @@ def normalized(norm: BatchNorm, neuron: nn.Module, x: Tensor) -> Tensor | None:
     values = x[0, :, 0].numel() * (1 if per_step else len(x))  # of a channel
     if values < 2:
         return None  # which raises, and says why
+    alike = added is None or (added.dtype == x.dtype and added.shape == x.shape and added.device == x.device)
     spikes, mean, variance = normalized_scan(
-        x, norm.weight, norm.bias, norm.eps, per_step, step, neuron.params, *learned
+        x, norm.weight, norm.bias, norm.eps, per_step, step, neuron.params, *learned, added=added if alike else None
     )
     with torch.no_grad():
         for one_mean, one_variance in zip(mean.unbind(0), variance.unbind(0), strict=True):
             norm.running_mean.lerp_(one_mean.to(norm.running_mean.dtype), norm.momentum)
             norm.running_var.lerp_((one_variance * (values / (values - 1))).to(norm.running_var.dtype), norm.momentum)
-    return spikes
+    return spikes if alike or added is None else spikes + added

@@ -53,8 +53,8 @@ class Chain(Block):
         super().__init__()
         self.layers = nn.ModuleList(layers)
 
-    def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
-        """Run the layers in order on `[T, B, ...]`."""
+    def forward(self, x: Tensor, carry: Carry | None = None, added: Tensor | None = None) -> Tensor:
+        """Run the layers in order on `[T, B, ...]`; `added` is added to what comes out, where neurons write it."""
         layers = list(self.layers)
         while layers:
             layer = layers.pop(0)
@@ -67,17 +67,26 @@ class Chain(Block):
                 x = part(x)
             activation = layers.pop(0)
             assert isinstance(activation, Activation)
-            x = self._fire(norm, activation, x)
-        return x
+            x = self._fire(norm, activation, x, None if layers else added)
+            added = added if layers else None
+        return x if added is None else x + added
 
-    def _fire(self, norm: BatchNorm, activation: Activation, x: Tensor) -> Tensor:
+    @property
+    def can_add(self) -> bool:
+        """Whether it ends in a normalisation in training and neurons, which may be one operator that adds."""
+        ends = len(self.layers) > 1 and _last_norm(self.layers[-2]) is not None and _is_plain(self.layers[-1])
+        return ends and not is_hooked(self)
+
+    def _fire(self, norm: BatchNorm, activation: Activation, x: Tensor, added: Tensor | None) -> Tensor:
         """A normalisation in training and the neurons behind it."""
-        spikes = normalized(norm, activation.neuron, x)
+        spikes = normalized(norm, activation.neuron, x, added)
         if spikes is not None:
             return spikes
         if self.recompute and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return recomputed(norm, activation, x)
-        return _run(activation, norm(x), None)
+            spikes = recomputed(norm, activation, x)
+        else:
+            spikes = _run(activation, norm(x), None)
+        return spikes if added is None else spikes + added
 
 
 class Residual(Block):
@@ -92,7 +101,9 @@ class Residual(Block):
         self.shortcut = shortcut
 
     def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
-        """Run the branch, then the shortcut, on `[T, B, ...]`."""
+        """Run the branch, then the shortcut, on `[T, B, ...]`; the other way round where neurons write the sum."""
+        if carry is None and type(self.branch) is Chain and self.branch.can_add:
+            return self.branch(x, added=self.shortcut(x))
         return self.branch(x, carry) + self.shortcut(x, carry)
 
 
