@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ranvier.conversion.walk import Destination, fire, walk
+from ranvier.conversion.walk import fire, walk
 from ranvier.nn import ConvertedIF
 
 from .architectures import build
@@ -121,11 +120,11 @@ def test_layers_that_spikes_reach_are_visited_before_they_run(steps: int) -> Non
     graph(x)
     seen: list[str] = []
 
-    def visit(name: str, layer: Any, received: Tensor, destination: Destination) -> None:
+    def visit(name: str, layer: Any, received: Tensor, wanted: Tensor) -> None:
         seen.append(name)
         assert layer is snn.network.get_submodule(name)
         assert len(received) == steps * len(x)
-        assert torch.equal(destination.output, outputs[name])
+        assert torch.equal(wanted, outputs[name])
         if name == "head":
             layer.weight.zero_()
             layer.bias.fill_(0.5)
@@ -133,63 +132,6 @@ def test_layers_that_spikes_reach_are_visited_before_they_run(steps: int) -> Non
     _, logits = walk(graph, snn, x, steps, visit_layer=visit)
     assert seen == ["mix", "head"]
     assert (logits == 0.5).all()
-
-
-class Destinations(nn.Module):
-    """Layers whose outputs meet something else, or an activation, or neither."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        for name in ("enter", "plain", "pooled", "first", "second", "identity", "narrow", "both", "shifted", "mean"):
-            setattr(self, name, nn.Conv2d(2, 1 if name == "narrow" else 2, 3, padding=1))
-        self.head = nn.Linear(2 * 9, 3)
-        self.register_buffer("constant", torch.full((2, 1, 1), 0.5))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.enter(x).relu()
-        x = self.plain(x).relu()
-        x = F.max_pool2d(self.pooled(x), 2).relu()
-        x = (self.first(x) + self.second(x)).relu()
-        x = (x + self.identity(x)).relu()
-        x = (x + self.narrow(x)).relu()  # added to every channel
-        both = x + self.both(x)  # the sum goes two ways
-        x = (self.shifted(both.relu()) + self.constant + both).relu()
-        x = F.avg_pool2d(self.mean(x), 1).relu()
-        return self.head(x.flatten(1))
-
-
-def test_where_layers_lead() -> None:
-    ann = exact(Destinations())
-    x = images(2, 2, 6, 6)
-    graph, snn = twins(ann, x, steps=STEPS)
-    seen: dict[str, tuple[bool, bool]] = {}
-
-    def visit(name: str, layer: nn.Module, received: Tensor, destination: Destination) -> None:
-        seen[name] = destination.beside is not None, destination.rectified
-        if destination.beside is not None:
-            wanted, found = destination.beside
-            assert wanted.shape == destination.output.shape
-            assert found.shape == (STEPS * len(x), *wanted.shape[1:])
-        if name == "identity":  # what is added is what it receives
-            assert torch.equal(destination.beside[1], received)  # type: ignore[index]
-        if name == "second":
-            earlier: Any = snn.network.get_submodule("first")
-            assert torch.equal(destination.beside[1], earlier(received))  # type: ignore[index]
-
-    walk(graph, snn, x, STEPS, visit_layer=visit)
-    nothing, activation, addition, both = (False, False), (False, True), (True, False), (True, True)
-    assert seen == {
-        "plain": activation,
-        "pooled": activation,
-        "first": nothing,  # `second` has not run
-        "second": both,
-        "identity": both,
-        "narrow": nothing,
-        "both": addition,
-        "shifted": nothing,
-        "mean": nothing,
-        "head": nothing,
-    }
 
 
 @pytest.fixture

@@ -52,7 +52,7 @@ class Candidate:
         bias: Kind of correction.
         rounds: FTBC rounds.
         step_size: FTBC step size.
-        refit: Sweeps in which weights were fitted to the spikes; 0 for those of the ANN.
+        refit: Whether weights were fitted to the spikes.
         divergence: From the answers of the ANN after all steps [nats], see `ranvier.conversion.search.divergence`.
         logit_error: Squared difference to the ANN's logits after all steps, over the variance of those.
         accuracy: On the images chosen on, after all steps; against their labels or the answers of the ANN.
@@ -62,20 +62,15 @@ class Candidate:
     bias: Bias
     rounds: int
     step_size: float
-    refit: int
+    refit: bool
     divergence: float
     logit_error: float
     accuracy: float
 
     def __str__(self) -> str:
         ftbc = f" ({self.rounds} rounds of {self.step_size:g})" if self.bias == "ftbc" else ""
-        weights = f", weights {self.weights}" if self.refit else ""
-        return f"threshold {self.threshold}, bias {self.bias}{ftbc}{weights}"
-
-    @property
-    def weights(self) -> str:
-        """What became of the weights, nothing where they are those of the ANN."""
-        return "" if not self.refit else "refitted" if self.refit == 1 else f"refitted {self.refit} times"
+        fitted = ", weights refitted" if self.refit else ""
+        return f"threshold {self.threshold}, bias {self.bias}{ftbc}{fitted}"
 
 
 @dataclass(frozen=True)
@@ -168,7 +163,7 @@ class Account:
                 one.bias,
                 str(one.rounds) if one.bias == "ftbc" else "",
                 f"{one.step_size:g}" if one.bias == "ftbc" else "",
-                one.weights,
+                "refitted" if one.refit else "",
                 f"{one.divergence:.4f}",
                 f"{one.logit_error:.4f}",
                 f"{100 * one.accuracy:.2f}",

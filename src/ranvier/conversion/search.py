@@ -177,8 +177,8 @@ class Search:
     def passes(self, kinds: Sequence[Threshold], biases: Sequence[Bias], refit: bool) -> int:
         """How often `bar` will be told of something new."""
         rounds = max(self.settings.rounds) * len(self.settings.step_sizes)
-        each = sum(rounds if bias == "ftbc" else 1 for bias in biases)
-        return len(kinds) * each + (len(kinds) + 1) * len(self.images.fitting) * refit + 1
+        each = sum(rounds if bias == "ftbc" else 1 for bias in biases) + len(self.images.fitting) * refit
+        return len(kinds) * each + 1
 
     def build(self, threshold: Threshold) -> ConvertedSNN:
         """The network with these thresholds and nothing corrected."""
@@ -256,32 +256,19 @@ class Search:
         )
 
     def try_refit(self) -> None:
-        """The best network of each threshold with its weights fitted to the spikes, and FTBC kept up if it has that.
-
-        The best of these once more, with biases left as they are: what a second sweep gains is lost again where mean
-        matching goes on and on.
-        """
-        fitted = []
+        """The best network of each threshold with its weights fitted to the spikes, and FTBC kept up if it has that."""
         for kind in dict.fromkeys(trial.candidate.threshold for trial in self.trials):
             start = self.best([trial for trial in self.trials if trial.candidate.threshold == kind])
-            ftbc = start.candidate.bias == "ftbc"
-            fitted.append(self._refit(start, (start.candidate.step_size or self.settings.step_sizes[0]) * ftbc))
-        self._refit(self.best(fitted), 0.0)
-
-    def _refit(self, start: "Trial", step_size: float) -> "Trial":
-        """One sweep over the images to fit on, with rounds of FTBC unless the step size is 0."""
-        one = start.candidate
-        snn = self.rebuild(start)
-        refit = Refit(self.ann, snn, self.steps, step_size or None)
-        for number, images in enumerate(self.images.fitting, 1):
-            self.bar.show(
-                f"threshold {one.threshold}, fitting weights, sweep {one.refit + 1}, batch {number} of "
-                f"{len(self.images.fitting)}"
-            )
-            with self.clock("weights"):
-                refit.update(images)
-        rounds = one.rounds + len(self.images.fitting) * bool(step_size)
-        return self.consider(snn, one.threshold, one.bias, rounds, step_size or one.step_size, refit=one.refit + 1)
+            one = start.candidate
+            step_size = one.step_size or self.settings.step_sizes[0]
+            snn = self.rebuild(start)
+            refit = Refit(self.ann, snn, self.steps, step_size if one.bias == "ftbc" else None)
+            for number, images in enumerate(self.images.fitting, 1):
+                self.bar.show(f"threshold {kind}, fitting weights, batch {number} of {len(self.images.fitting)}")
+                with self.clock("weights"):
+                    refit.update(images)
+            rounds = one.rounds + len(self.images.fitting) * (one.bias == "ftbc")
+            self.consider(snn, kind, one.bias, rounds, step_size if one.bias == "ftbc" else 0.0, refit=True)
 
     def consider(
         self,
@@ -290,8 +277,8 @@ class Search:
         bias: Bias,
         rounds: int = 0,
         step_size: float = 0.0,
-        refit: int = 0,
-    ) -> "Trial":
+        refit: bool = False,
+    ) -> None:
         """Measure a network on the first of the images to choose on, and remember its corrections."""
         with self.clock("choosing"):
             errors, hits, divergence = self.measure(snn, self.first_batches)
@@ -302,9 +289,7 @@ class Search:
             for key, tensor in snn.state_dict().items()
             if refit or isinstance(snn.get_submodule(key.rpartition(".")[0]), ConvertedIF)
         }
-        trial = Trial(candidate, errors, hits, kept)
-        self.trials.append(trial)
-        return trial
+        self.trials.append(Trial(candidate, errors, hits, kept))
 
     def measure(self, snn: ConvertedSNN, batches: int | None = None) -> tuple[tuple[float, ...], Tensor, float]:
         """Logit error after 1 .. T steps; which answers were right after T; divergence from the ANN after T.

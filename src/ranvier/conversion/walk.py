@@ -1,33 +1,20 @@
 """An ANN and its spiking network run side by side, layer by layer."""
 
-import operator
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor, fx, nn
 
-from ranvier.conversion.spiking import ConvertedSNN, hold
-from ranvier.conversion.vocabulary import LAYERS, MAX_POOLS, reshape_samples
-from ranvier.nn import ConvertedIF, fold_time, unfold_time
+from ranvier.conversion.spiking import ConvertedSNN
+from ranvier.conversion.vocabulary import LAYERS
+from ranvier.nn import ConvertedIF, unfold_time
 from ranvier.nn.structure import Activation
 
 Visit = Callable[[str, ConvertedIF, Tensor, Tensor], Tensor]
 """`visit(name, neuron, current [T, B, ...], activation [B, ...]) -> transmitted [T, B, ...]`."""
 
-
-class Destination(NamedTuple):
-    """What a layer is to bring about."""
-
-    output: Tensor
-    """What it gives in the ANN, `[B, ...]`."""
-    beside: tuple[Tensor, Tensor] | None
-    """What is added to that, in the ANN `[B, ...]` and in the spiking network `[T B, ...]`, if that has run before."""
-    rectified: bool
-    """Whether an activation comes next, to which all that is negative is the same."""
-
-
-VisitLayer = Callable[[str, nn.Module, Tensor, Destination], None]
-"""`visit(name, layer, input [T B, ...], destination)`, called before the layer runs."""
+VisitLayer = Callable[[str, nn.Module, Tensor, Tensor], None]
+"""`visit(name, layer, input [T B, ...], output of the ANN [B, ...])`, called before the layer runs."""
 
 
 def fire(name: str, neuron: ConvertedIF, current: Tensor, activation: Tensor) -> Tensor:
@@ -60,7 +47,7 @@ def walk(
         visit: Called for every neuron in order, with the current that reaches it and the activation of the ANN that it
             stands for; returns what the neuron transmits.
         visit_layer: Called for every layer with weights that spikes reach, with its input in the spiking network and
-            where it leads.
+            its output in the ANN.
 
     Returns:
         Logits of the ANN `[B, K]` and of the spiking network `[T, B, K]`.
@@ -91,8 +78,8 @@ def walk(
                 if not varying.isdisjoint(node.all_input_nodes):
                     varying.add(node)
                 if visit_layer is not None and node in varying and isinstance(module, LAYERS):
-                    destination = _destination(node, snn.network, twins, of_ann, of_snn)
-                    visit_layer(name, module, of_snn[node.all_input_nodes[0]], destination)
+                    assert twin is not None
+                    visit_layer(name, module, of_snn[node.all_input_nodes[0]], of_ann[twin])
                 of_snn[node] = _call(snn.network, node, of_snn)
         for dead in dead_in_snn[node]:
             del of_snn[dead]
@@ -100,51 +87,6 @@ def walk(
             for dead in dead_in_ann[twin]:
                 of_ann.pop(dead, None)
     raise AssertionError("a graph ends with its output")
-
-
-def _destination(
-    node: fx.Node,
-    network: fx.GraphModule,
-    twins: dict[str, fx.Node],
-    of_ann: dict[fx.Node, Any],
-    of_snn: dict[fx.Node, Any],
-) -> Destination:
-    """Where a layer leads, as far as it is known before it runs."""
-    output = of_ann[_twin(node, twins)]
-    other, rectified = _ahead(node, network)
-    if other is None:
-        return Destination(output, None, rectified)
-    if other not in of_snn or of_ann[_twin(other, twins)].shape != output.shape:
-        return Destination(output, None, rectified=False)
-    return Destination(output, (of_ann[_twin(other, twins)], of_snn[other]), rectified)
-
-
-def _ahead(node: fx.Node, network: fx.GraphModule) -> tuple[fx.Node | None, bool]:
-    """What is added to a node's value before anything else sees it, and whether an activation comes next."""
-    beside, added = None, _only_user(node)
-    if added is not None and added.target is operator.add:
-        others = [source for source in added.all_input_nodes if source is not node and source.op != "get_attr"]
-        if len(others) != 1:
-            return None, False
-        (beside,), node = others, added
-    while (user := _only_user(node)) is not None:
-        if user.op == "call_module":
-            return beside, isinstance(network.get_submodule(str(user.target)), Activation)
-        if user.target not in (unfold_time, fold_time, reshape_samples, *MAX_POOLS):
-            break
-        node = user
-    return beside, False
-
-
-def _only_user(node: fx.Node) -> fx.Node | None:
-    return next(iter(node.users)) if len(node.users) == 1 else None
-
-
-def _twin(node: fx.Node, twins: dict[str, fx.Node]) -> fx.Node:
-    """The node of the ANN that a node stands for; those that handle time stand for what they take."""
-    while node.target in (fold_time, unfold_time, hold):
-        node = node.all_input_nodes[0]
-    return twins[node.meta["ann"]]
 
 
 def _call(root: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
