@@ -12,7 +12,7 @@ Forward, backward and SGD with momentum on random images of 3x32x32, cross-entro
 tau 2, threshold 0.5, hard reset that is not differentiated, triangle surrogate, batch statistics over all steps. All
 run channels-last, in bfloat16 under autocast. SpikingJelly's network has our weights, and in float32 its loss must
 equal ours before anything is timed. The ANN has one step of T times the batch and ReLU for the neurons, `rv.nn.ReLU`,
-which trains faster than `nn.ReLU` when it is compiled.
+which trains faster than `nn.ReLU` when it is compiled. With CUDA graphs, on a GPU alone, ours is compiled and recorded.
 
 In `steps` all contenders take turns in every round. Stated are medians over the rounds, their range, and medians of the
 ratios round by round: above 1, ours is faster. Peak memory is what a step adds to the resident memory of a process of
@@ -46,10 +46,12 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
 }
 OURS = "ranvier"
 REFERENCE = "ranvier, eager"
+GRAPHS = "ranvier, CUDA graphs"
 ANN = "ReLU ANN at batch T B, torch.compile"
 CONTENDERS = (
     OURS,
     REFERENCE,
+    GRAPHS,
     "ranvier, memory=low",
     "SpikingJelly, torch.compile",
     "SpikingJelly",
@@ -87,6 +89,14 @@ class Step:
         compiled = contender not in ("SpikingJelly", REFERENCE, "ranvier, memory=low")
         if contender.startswith("SpikingJelly"):
             self.forward = self._spikingjelly(torch.compile(model) if compiled else model, steps)
+        elif contender == GRAPHS:
+            recorded = torch.compile(model, fullgraph=True, options={"triton.cudagraphs": True})
+
+            def replay() -> Tensor:
+                torch.compiler.cudagraph_mark_step_begin()
+                return recorded(self.images, steps)
+
+            self.forward = replay
         else:
             run = compile_whole(model) if compiled else model
             self.forward = lambda: run(self.images, steps)
@@ -148,7 +158,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
                 }
                 first = {one: time_steps(step) for one, step in steps.items()}
                 for step in steps.values():
-                    step()
+                    step(), step()  # CUDA graphs are recorded in the second
                 seconds: dict[str, list[float]] = {one: [] for one in steps}
                 for _ in range(arguments.rounds):
                     for one, step in steps.items():
@@ -264,6 +274,8 @@ def main() -> None:
     if arguments.rounds < 7:
         parser.error(f"--rounds is {arguments.rounds}, but a median with its range needs at least 7")
     provenance.check_device(arguments.device)
+    if arguments.device == "cpu":
+        arguments.without = [*arguments.without, GRAPHS]
     modes = {"steps": compare, "memory": memory, "start": start, "time-steps": by_time_steps}
     results = modes[arguments.what](arguments)
     said = {
