@@ -16,6 +16,7 @@ import json
 import statistics
 import time
 from collections import defaultdict
+from math import nan
 from pathlib import Path
 
 import torch
@@ -151,7 +152,10 @@ def table(cells: list[dict]) -> None:
         print("| networks | " + " | ".join(str(len(at[t])) for t in steps) + " |")
         for label, ending in (("the slowest ftbc", "ftbc"), ("all that auto tried", "auto")):
             slowest = (
-                [max(row["seconds"] for name, row in cell["rows"].items() if name.endswith(ending)) for cell in at[t]]
+                [
+                    max((row["seconds"] for name, row in cell["rows"].items() if name.endswith(ending)), default=nan)
+                    for cell in at[t]
+                ]
                 for t in steps
             )
             print(f"| seconds, {label} | " + " | ".join(f"{statistics.median(each):.0f}" for each in slowest) + " |")
