@@ -7,8 +7,8 @@
 
 Each (network, T) is searched once per setting of signed spikes: all candidates are scored on held-out training images,
 and for every row the chosen one is then scored on the test images. One json file per (network, T, calibration seed) is
-written; those that exist are not computed again. `--keep` puts them into one file, a line each, in place of those that
-were scored on fewer test images; `--table` prints Markdown from that file.
+written; those that exist are not computed again, but for the rows of `auto` with `--rows auto`. `--keep` puts them
+into one file, a line each, in place of those scored on fewer test images; `--table` prints Markdown from that file.
 """
 
 import argparse
@@ -208,6 +208,7 @@ def main() -> None:
                     path = arguments.out / f"{folder.name}-T{steps}-{seed}.json"
                     before = json.loads(path.read_text()) if path.exists() else None
                     if before is not None and (arguments.rows != "auto" or before["tested"] != arguments.tested):
+                        print(f"{path} is there, with {before['tested']} test images", flush=True)
                         continue
                     cell = measure(
                         folder, arguments.data, steps, seed, arguments.tested, arguments.images, arguments.rows

@@ -24,7 +24,7 @@ def normalized(norm: BatchNorm, neuron: nn.Module, x: Tensor, added: Tensor | No
         norm: In training, and without hooks, like the neuron.
         neuron: IF, LIF, PLIF or LIFB; others take both.
         x: `[T, B, C, ...]`.
-        added: What is added to the spikes, of their shape, or None.
+        added: What is added to the spikes, or None; the operator takes it in the shape and dtype of `x`.
     """
     step = _STEPS.get(type(neuron))
     if step is None:
@@ -37,12 +37,13 @@ def normalized(norm: BatchNorm, neuron: nn.Module, x: Tensor, added: Tensor | No
     values = x[0, :, 0].numel() * (1 if per_step else len(x))  # of a channel
     if values < 2:
         return None  # which raises, and says why
-    alike = added is None or (added.dtype == x.dtype and added.shape == x.shape and added.device == x.device)
+    if added is not None and (added.shape != x.shape or added.dtype != x.dtype or added.device != x.device):
+        return None
     spikes, mean, variance = normalized_scan(
-        x, norm.weight, norm.bias, norm.eps, per_step, step, neuron.params, *learned, added=added if alike else None
+        x, norm.weight, norm.bias, norm.eps, per_step, step, neuron.params, *learned, added=added
     )
     with torch.no_grad():
         for one_mean, one_variance in zip(mean.unbind(0), variance.unbind(0), strict=True):
             norm.running_mean.lerp_(one_mean.to(norm.running_mean.dtype), norm.momentum)
             norm.running_var.lerp_((one_variance * (values / (values - 1))).to(norm.running_var.dtype), norm.momentum)
-    return spikes if alike or added is None else spikes + added
+    return spikes
