@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ranvier.atomic import replacing, write_json
+from ranvier.atomic import differences, replacing, write_json
 
 
 @contextmanager
@@ -112,3 +112,13 @@ def test_json_that_cannot_be_said_keeps_the_old_file(tmp_path: Path) -> None:
         write_json(path, {"a": object()})
     assert path.read_text() == "1\n"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_differences_are_named_by_their_place() -> None:
+    before = {"recipe": {"epochs": 3, "betas": [0.9, 0.99]}, "old": 1}
+    assert differences(before, {"recipe": {"epochs": 3, "betas": (0.9, 0.99)}, "old": 1}) == []
+    assert differences(before, {"recipe": {"epochs": 5, "betas": (0.9, 0.99)}, "new": 2}) == [
+        "new: None -> 2",
+        "old: 1 -> None",
+        "recipe.epochs: 3 -> 5",
+    ]

@@ -107,6 +107,20 @@ def test_early_exit_is_drawn_beside_its_numbers(tmp_path: Path, capsys: pytest.C
     assert sorted(path.name for path in tmp_path.iterdir()) == ["exits", "exits.json", "plain.json", "run"]
 
 
+def test_methods_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = ["--model", "mlp", "--epochs", "1", "--train-images", "200", "--out", str(tmp_path / "out")]
+    rows = ["--methods", "direct", "convert", "--neurons", "lif", "--steps", "1", "2"]
+    call("compare", "digits", *rows, *settings)
+    printed = capsys.readouterr()
+    assert "LIF, cross-entropy" in printed.out
+    assert "(2 of 2)" in printed.err
+    call("compare", "digits", *rows, *settings, "--resume")
+    assert "of 2)" not in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        call("compare", "digit", *settings)
+    assert "recipe is 'digit', but must be one of 'digits'" in capsys.readouterr().err
+
+
 def test_a_converted_network_is_trained_further(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -140,6 +154,7 @@ def test_a_converted_network_is_trained_further(
         (["train", "digits"], "run", True),
         (["train-ann", "digits"], "run", True),
         (["finetune", "a"], "run", True),
+        (["compare", "digits"], "compare", True),
         (["convert", "a"], "convert", False),
         (["export", "train"], "export", False),
         (["evaluate", "finetune"], "evaluate", False),

@@ -71,6 +71,25 @@ def _tuple(value: Any) -> Any:
     return tuple(map(_tuple, value)) if isinstance(value, list) else value
 
 
+def differences(before: Any, now: Any) -> list[str]:
+    """Where `now` differs from what was read from json, each as `name: before -> now`.
+
+    >>> differences({"epochs": 3, "steps": [1, 2]}, {"epochs": 5, "steps": (1, 2)})
+    ['epochs: 3 -> 5']
+    """
+    return _differences(before, json.loads(json.dumps(now)), "")  # as the other was, whose tuples became lists
+
+
+def _differences(before: Any, now: Any, name: str) -> list[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        return [
+            line
+            for key in sorted(before.keys() | now.keys())
+            for line in _differences(before.get(key), now.get(key), f"{name}.{key}".lstrip("."))
+        ]
+    return [] if before == now else [f"{name}: {before!r} -> {now!r}"]
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

@@ -9,11 +9,14 @@ import tyro
 from rich.console import Console
 
 from ranvier import kernels, provenance, recipes
+from ranvier.checks import check_choice
 from ranvier.conversion import Settings
 from ranvier.evaluation import Costs
 from ranvier.evaluation.early_exit import MAX_LOSS
 from ranvier.recipes import AnnRecipe, FinetuneRecipe, Recipe
 from ranvier.recipes.catalogue import ANN_RECIPES, RECIPES
+from ranvier.recipes.compare import ComparedMethod
+from ranvier.recipes.network import ActivationName, ModelName, NeuronName
 from ranvier.training import Precision
 
 # A recipe is a subcommand whose flags are the fields of the recipe, with its values as defaults.
@@ -190,6 +193,84 @@ def finetune(
     train(replace(recipe, start=network or recipe.start), out=out, resume=resume)
 
 
+def compare(
+    recipe: Annotated[str, tyro.conf.Positional],
+    *,
+    steps: tuple[int, ...] = (1, 2, 4, 8),
+    methods: tuple[ComparedMethod, ...] | None = None,
+    neurons: tuple[NeuronName, ...] = ("lif", "lifb"),
+    seeds: tuple[int, ...] = (0,),
+    each: bool = False,
+    activation: ActivationName = "qcfs",
+    data: str | None = None,
+    model: ModelName | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    train_images: int | None = None,
+    precision: Precision | None = None,
+    device: Literal["auto", "cpu", "cuda"] | None = None,
+    out: Path | None = None,
+    resume: bool = False,
+) -> None:
+    """Train and convert one architecture by every method, and score all of them after several numbers of time steps.
+
+    They share data, augmentation, epochs, batch size and optimizer. Leaves results.json, accuracy.png, energy.png,
+    report.html and every network in the output folder, and prints the table last.
+
+    For example:
+      ranvier compare digits
+      ranvier compare fashion-mnist --data PATH_OR_HUB_ID --steps 1 2 4 8 --epochs 5
+      ranvier compare fashion-mnist --data PATH --methods etc proxy convert --neurons lifb --seeds 0 1 2
+      ranvier compare cifar10 --data PATH --model resnet20 --epochs 20 --out runs/cifar10 --resume
+
+    Args:
+        recipe: Data, architecture and training: a name that ranvier train has.
+        steps: Numbers of time steps T.
+        methods: Of direct, tet, etc, proxy (trained), convert, signed (converted from an ANN, without and with signed
+            spikes) and finetune (converted and trained further for three epochs); by default all that data and
+            architecture allow.
+        neurons: Of direct, tet and etc.
+        seeds: Of everything; the table has mean and standard deviation.
+        each: Train a network for each number of steps, instead of one for the most that is read after fewer.
+        activation: Of the ANN that is converted.
+        data: Data set instead of that of the recipe.
+        model: Architecture instead of that of the recipe; likewise the following.
+        epochs: Times the training set is gone through.
+        batch_size: Images per update.
+        lr: Peak learning rate.
+        train_images: Train on so many images only.
+        precision: Of convolutions and linear layers.
+        device: Where to run; auto takes a GPU if there is one.
+        out: Output folder; by default runs/compare-RECIPE.
+        resume: Go on where a comparison stopped, or add methods, neurons or seeds to it.
+    """
+    check_choice("recipe", recipe, tuple(RECIPES))
+    asked = {
+        "data": data,
+        "model": model,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "lr": lr,
+        "train_images": train_images,
+        "precision": precision,
+        "device": device,
+    }
+    changes = {name: value for name, value in asked.items() if value is not None}
+    comparison = recipes.compare(
+        RECIPES[recipe](**changes),
+        out or Path("runs", f"compare-{recipe}"),
+        steps=steps,
+        methods=methods,
+        neurons=neurons,
+        seeds=seeds,
+        each=each,
+        activation=activation,
+        resume=resume,
+    )
+    Console().print(comparison)
+
+
 def evaluate(
     checkpoint: Annotated[Path, tyro.conf.Positional],
     *,
@@ -357,11 +438,10 @@ def show(
 
 
 def demo(*, out: Path = Path("runs/demo"), seed: int = 0) -> None:
-    """Train LIF and burst neurons with and without temporal consistency, and convert an ANN, on the bundled digits.
+    """Compare neurons, training methods and conversion on the bundled digits, and train on simulated events of them.
 
-    The last of six networks sees simulated event recordings of them. Takes about a minute on two cores and downloads
-    nothing. Prints one table, accuracy at T = 1 .. 4; leaves results.json, pictures and report.html in the output
-    folder.
+    Takes about a minute on two cores and downloads nothing. Prints one table, accuracy at T = 1 .. 4; leaves
+    results.json, pictures and report.html in the output folder.
 
     Args:
         out: Output folder; what it held before is replaced.
@@ -394,6 +474,7 @@ COMMANDS: dict[str, Any] = {
     "train-ann": train_ann,
     "convert": convert,
     "finetune": finetune,
+    "compare": compare,
     "evaluate": evaluate,
     "energy": energy,
     "export": export,
@@ -401,7 +482,7 @@ COMMANDS: dict[str, Any] = {
     "info": info,
 }
 
-RESUMABLE = ("train", "train-ann", "finetune")
+RESUMABLE = ("train", "train-ann", "finetune", "compare")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,6 +1,7 @@
 import json
 from pathlib import Path
 
+import pytest
 from PIL import Image
 from rich.console import Console
 
@@ -10,15 +11,23 @@ from ranvier.recipes import demo
 def test_demo_leaves_table_pictures_and_report(tmp_path: Path) -> None:
     shown = demo(tmp_path, epochs=1, model="mlp", hidden=(16, 16), crop_padding=0)
     results = json.loads((tmp_path / "results.json").read_text())
-    trained = ["LIF, cross-entropy", "LIF, consistency", "LIFB, cross-entropy", "LIFB, consistency"]
-    assert list(results) == [*trained, "ReLU ANN, converted", "LIFB, consistency, simulated events"]
+    trained = ["LIF, cross-entropy", "LIFB, cross-entropy", "LIF, consistency", "LIFB, consistency", "proxy learning"]
+    assert list(results) == [*trained, "converted", "LIFB, simulated events"]
     assert all(len(result["accuracy_by_step"]) == 4 for result in results.values())
-    for name in ("accuracy.png", "raster.png", "events.png", "frames.png"):
+    for name in ("accuracy.png", "energy.png", "raster.png", "events.png", "frames.png"):
         with Image.open(tmp_path / name) as picture:
             assert min(picture.size) > 250
     page = (tmp_path / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 4
+    assert page.count("data:image/png;base64,") == 5
     console = Console(record=True, width=100)
     console.print(shown)
     assert "T=4" in console.export_text()
     demo(tmp_path, epochs=1, model="mlp", hidden=(16, 16), crop_padding=0)  # again, over the first
+
+
+def test_results_of_something_else_stay(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text('{"accuracy_by_step": [0.5]}')
+    (tmp_path / "comparison").mkdir()
+    with pytest.raises(FileExistsError, match="Choose another --out"):
+        demo(tmp_path)
+    assert (tmp_path / "comparison").exists()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ranvier.report import accuracy_curves, conversion_errors, early_exit_curve, spike_raster
+from ranvier.report import accuracy_curves, conversion_errors, early_exit_curve, energy_curves, spike_raster
 
 
 def test_curves_show_every_point(tmp_path: Path) -> None:
@@ -14,6 +14,57 @@ def test_curves_show_every_point(tmp_path: Path) -> None:
     assert list(lines["a"].get_ydata()) == [50, 75]
     assert list(lines["b"].get_xdata()) == [1]
     with Image.open(tmp_path / "a.png") as picture:
+        assert picture.size[0] > 500
+
+
+def test_curves_at_chosen_steps_with_spread_and_reference(tmp_path: Path) -> None:
+    names = [f"{neuron}, {method}" for method in "abcdefgh" for neuron in ("x", "y")]
+    figure = accuracy_curves(
+        {name: [0.5, 0.75, 0.8] for name in names},
+        steps=(1, 2, 4),
+        spread={"x, a": [0.1, 0.05, 0.01]},
+        groups={name: name[-1] for name in names},
+        reference=("ANN", 0.9),
+        path=tmp_path / "a.png",
+    )
+    (axes,) = figure.axes
+    lines = {line.get_label(): line for line in axes.get_lines()}
+    assert list(lines["x, a"].get_xdata()) == [1, 2, 4]
+    assert axes.get_xscale() == "log"
+    assert axes.get_xticks().tolist() == [1, 2, 4]
+    assert lines["x, a"].get_color() == lines["y, a"].get_color() != lines["x, b"].get_color()
+    looks = {(lines[name].get_color(), lines[name].get_linestyle()) for name in names}
+    assert len(looks) == len(names)  # eight groups, more than there are colours
+    assert set(lines["ANN"].get_ydata()) == {90}
+    (bars,) = axes.containers
+    assert bars.has_yerr
+    (legend,) = figure.legends
+    assert len(legend.get_texts()) == len(names) + 1
+
+
+def test_more_accuracies_than_steps_are_refused() -> None:
+    with pytest.raises(ValueError, match="3 accuracies, but there are 2 steps"):
+        accuracy_curves({"a": [0.5, 0.75, 0.8]}, steps=(1, 2))
+
+
+def test_energy_curves_show_points_and_the_ann(tmp_path: Path) -> None:
+    figure = energy_curves(
+        {"a": ([1e-6, 2e-6], [0.5, 0.75]), "b": ([2e-6, 5e-6], [0.6, 0.7])},
+        steps=(1, 4),
+        reference=("ANN", 1e-5, 0.9),
+        title="t",
+        path=tmp_path / "e.png",
+    )
+    (axes,) = figure.axes
+    lines = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.get_lines()}
+    assert lines == {
+        "a": (pytest.approx([1, 2]), [50, 75]),
+        "b": (pytest.approx([2, 5]), [60, 70]),
+        "ANN": (pytest.approx([10]), [90]),
+    }
+    assert [text.get_text() for text in axes.texts] == ["T=1", "T=4"]
+    assert axes.get_xscale() == "log"
+    with Image.open(tmp_path / "e.png") as picture:
         assert picture.size[0] > 500
 
 

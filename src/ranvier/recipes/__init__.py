@@ -1,8 +1,10 @@
 """Recipes: typed functions that return every setting of one training, and the run that carries it out."""
 
 from ranvier.recipes.cifar10 import cifar10, cifar10_ann, cifar10_ann_full, cifar10_sprint
+from ranvier.recipes.compare import compare
+from ranvier.recipes.comparison import Comparison, Outcome
 from ranvier.recipes.convert import ConversionResult, convert
-from ranvier.recipes.demo import Demo, demo
+from ranvier.recipes.demo import demo
 from ranvier.recipes.digits import digits, digits_ann
 from ranvier.recipes.evaluate import Evaluation, energy, evaluate
 from ranvier.recipes.events import (
@@ -34,14 +36,15 @@ from ranvier.recipes.trained import InputFormat, Trained, load_data, load_traine
 __all__ = [
     "AnnRecipe",
     "AnnSettings",
+    "Comparison",
     "ConversionResult",
-    "Demo",
     "Evaluation",
     "EventRecipe",
     "EventSettings",
     "FinetuneRecipe",
     "InputFormat",
     "NetworkSettings",
+    "Outcome",
     "ProxySettings",
     "Recipe",
     "Result",
@@ -53,6 +56,7 @@ __all__ = [
     "cifar10_ann",
     "cifar10_ann_full",
     "cifar10_sprint",
+    "compare",
     "convert",
     "demo",
     "digits",

@@ -2,7 +2,7 @@
 
 from ranvier.report.events import draw_frames, draw_recording
 from ranvier.report.page import Section, write_page
-from ranvier.report.plots import accuracy_curves, conversion_errors, early_exit_curve, spike_raster
+from ranvier.report.plots import accuracy_curves, conversion_errors, early_exit_curve, energy_curves, spike_raster
 
 __all__ = [
     "Section",
@@ -11,6 +11,7 @@ __all__ = [
     "draw_frames",
     "draw_recording",
     "early_exit_curve",
+    "energy_curves",
     "spike_raster",
     "write_page",
 ]

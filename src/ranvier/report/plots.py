@@ -14,17 +14,76 @@ if TYPE_CHECKING:
 
 INK = "#2b2b2b"
 FAINT = "#8a8a8a"
-PALETTE = ("#0b6e99", "#d1495b", "#66a182", "#edae49", "#7d5ba6", "#5c6770")
+PALETTE = ("#0b6e99", "#d1495b", "#66a182", "#edae49", "#7d5ba6", "#5c6770", "#8a5a2b")
 """Told apart in print and with the common colour-vision deficiencies; blue and red come first."""
+_STYLES = ("-", "--", "-.", ":")
 
 
 def accuracy_curves(
-    curves: Mapping[str, Sequence[float]], *, title: str = "", path: str | Path | None = None
+    curves: Mapping[str, Sequence[float]],
+    *,
+    steps: Sequence[int] | None = None,
+    spread: Mapping[str, Sequence[float]] | None = None,
+    groups: Mapping[str, str] | None = None,
+    reference: tuple[str, float] | None = None,
+    title: str = "",
+    path: str | Path | None = None,
 ) -> "Figure":
     """Accuracy against the number of time steps, one line per network.
 
     Args:
-        curves: For each name, accuracies in [0, 1] after 1 .. T steps.
+        curves: For each name, accuracies in [0, 1], those after `steps`.
+        steps: Numbers of time steps, increasing; None for 1 .. T.
+        spread: For some names, what to draw above and below each accuracy.
+        groups: For each name, a group; lines of a group have one colour. None: each stands for itself.
+        reference: Name and accuracy of a network without steps: a horizontal line.
+        title: Above the axes.
+        path: Where to write a PNG; None writes nothing.
+
+    Raises:
+        ValueError: There are no curves, or longer ones than there are steps.
+    """
+    if not curves:
+        raise ValueError("there are no curves to draw. Pass at least one name with its accuracies.")
+    longest = max(map(len, curves.values()))
+    steps = range(1, longest + 1) if steps is None else steps
+    if longest > len(steps):
+        raise ValueError(f"a curve has {longest} accuracies, but there are {len(steps)} steps. Pass one for each.")
+    crowded = len(curves) + (reference is not None) > len(PALETTE)
+    figure, (axes,) = _figure(8.6 if crowded else 6.4, 4.0)
+    lines = _lines(list(curves), groups)
+    for name, accuracy in curves.items():
+        values = [100 * value for value in accuracy]
+        axes.plot(steps[: len(values)], values, marker="o", markersize=5, label=name, **lines[name])
+        if spread and name in spread:
+            error = [100 * value for value in spread[name]]
+            axes.errorbar(steps[: len(values)], values, error, fmt="none", capsize=3, ecolor=lines[name]["color"])
+    if reference is not None:
+        axes.axhline(100 * reference[1], color=FAINT, linewidth=1.2, linestyle=":", label=reference[0])
+    _step_axis(axes, steps)
+    axes.set_ylabel("accuracy %")
+    axes.set_title(title, loc="left", color=INK)
+    axes.grid(axis="y", color="#e4e4e4", linewidth=0.8)
+    _legend(figure, axes, crowded)
+    return _finish(figure, path)
+
+
+def energy_curves(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    *,
+    steps: Sequence[int],
+    groups: Mapping[str, str] | None = None,
+    reference: tuple[str, float, float] | None = None,
+    title: str = "",
+    path: str | Path | None = None,
+) -> "Figure":
+    """Accuracy against energy, one line per network with a point for each number of time steps.
+
+    Args:
+        curves: For each name, energies of an image [J] and accuracies in [0, 1], those after `steps`.
+        steps: Numbers of time steps: written beside the points of the last curve.
+        groups: As in `accuracy_curves`.
+        reference: Name, energy and accuracy of a network without steps: a star.
         title: Above the axes.
         path: Where to write a PNG; None writes nothing.
 
@@ -32,26 +91,30 @@ def accuracy_curves(
         ValueError: There are no curves.
     """
     if not curves:
-        raise ValueError("there are no curves to draw. Pass at least one name with its accuracies.")
-    figure, (axes,) = _figure(6.4, 4.0)
-    steps = max(map(len, curves.values()))
-    for index, (name, accuracy) in enumerate(curves.items()):
-        axes.plot(
-            range(1, len(accuracy) + 1),
-            [100 * value for value in accuracy],
-            marker="o",
-            markersize=5,
-            linewidth=1.8,
-            linestyle="-" if index < len(PALETTE) else "--",
-            color=PALETTE[index % len(PALETTE)],
-            label=name,
-        )
-    axes.set_xlabel("time steps T")
+        raise ValueError("there are no curves to draw. Pass at least one name with its energies and accuracies.")
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    crowded = len(curves) + (reference is not None) > len(PALETTE)
+    figure, (axes,) = _figure(8.6 if crowded else 6.4, 4.0)
+    lines = _lines(list(curves), groups)
+    for name, (energies, accuracy) in curves.items():
+        x, y = [1e6 * energy for energy in energies], [100 * value for value in accuracy]
+        axes.plot(x, y, marker="o", markersize=5, label=name, **lines[name])
+    for step, *point in zip(steps, x, y, strict=True):
+        axes.annotate(f"T={step}", point, (0, 7), textcoords="offset points", fontsize=7, color=INK, ha="center")
+    if reference is not None:
+        name, energy, value = reference
+        axes.plot([1e6 * energy], [100 * value], "*", markersize=12, color=INK, label=name, linestyle="none")
+    axes.margins(y=0.09)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("energy for an image [µJ]")
     axes.set_ylabel("accuracy %")
-    axes.set_xticks(range(1, steps + 1))
     axes.set_title(title, loc="left", color=INK)
     axes.grid(axis="y", color="#e4e4e4", linewidth=0.8)
-    axes.legend(frameon=False)
+    _legend(figure, axes, crowded)
     return _finish(figure, path)
 
 
@@ -202,6 +265,36 @@ def conversion_errors(
     bar.outline.set_visible(False)
     figure.suptitle(title, fontsize=9, color=INK, x=0.01, ha="left")
     return _finish(figure, path)
+
+
+def _lines(names: Sequence[str], groups: Mapping[str, str] | None) -> dict[str, dict[str, Any]]:
+    """How each line is drawn: a colour for each group, a style for each member of it."""
+    group_of = {name: groups[name] if groups else name for name in names}
+    order = list(dict.fromkeys(group_of.values()))
+    lines = {}
+    for index, (name, group) in enumerate(group_of.items()):
+        place = order.index(group)
+        member = list(group_of.values())[:index].count(group) + 2 * (place // len(PALETTE))
+        style = _STYLES[member % len(_STYLES)]
+        lines[name] = {"color": PALETTE[place % len(PALETTE)], "linewidth": 1.8, "linestyle": style}
+    return lines
+
+
+def _step_axis(axes: Any, steps: Sequence[int]) -> None:
+    """Numbers of time steps along x, at equal distances where each doubles the one before it."""
+    axes.set_xlabel("time steps T")
+    if len(steps) < steps[-1]:
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xticks(steps)
+
+
+def _legend(figure: "Figure", axes: Any, crowded: bool) -> None:
+    """Inside, or beside the axes where there are many lines."""
+    if crowded:
+        figure.legend(loc="outside right upper", frameon=False, fontsize=8, handlelength=3.2)
+    else:
+        axes.legend(frameon=False)
 
 
 def _cells(rows: Sequence[Sequence[float]]) -> list[tuple[tuple[int, int], float]]:

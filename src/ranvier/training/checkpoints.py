@@ -1,6 +1,5 @@
 """Checkpoints: everything that training needs to go on, in one file that is written atomically."""
 
-import json
 import random
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ranvier.atomic import differences
 from ranvier.weights import load_parameters, load_tensors, save_tensors
 
 FORMAT = 1
@@ -94,7 +94,7 @@ def load_checkpoint(
     """
     tensors, card = _card_of(path)
     progress = _progress(card, path)
-    if changed := _differences(card["run"], json.loads(json.dumps(run))):  # as the card was, whose tuples became lists
+    if changed := differences(card["run"], run):
         raise ValueError(
             f"{path} belongs to another run; it differs in {'; '.join(changed)}. "
             "Resume with the settings it was started with, or choose another --out for a new run."
@@ -154,14 +154,3 @@ def _groups(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         group, rest = name.split("/", 1)
         groups.setdefault(group, {})[rest] = value
     return groups
-
-
-def _differences(before: Any, now: Any, name: str = "") -> list[str]:
-    """Where two json-like trees differ, as `name: before -> now`."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        return [
-            line
-            for key in sorted(before.keys() | now.keys())
-            for line in _differences(before.get(key), now.get(key), f"{name}.{key}".lstrip("."))
-        ]
-    return [] if before == now else [f"{name}: {before!r} -> {now!r}"]
