@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ranvier import recipes
+from ranvier import provenance, recipes
 from ranvier.cli import COMMANDS, main
 
 
@@ -105,6 +105,17 @@ def test_early_exit_is_drawn_beside_its_numbers(tmp_path: Path, capsys: pytest.C
             assert min(picture.size) > 300
         (tmp_path / "exits.png").unlink()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["exits", "exits.json", "plain.json", "run"]
+
+
+def test_a_crowded_machine_is_named_at_the_start(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(provenance, "is_crowded", lambda: True)
+    with pytest.raises(SystemExit):
+        call("evaluate", "nowhere")
+    assert "OMP_WAIT_POLICY" in capsys.readouterr().err
+    call("info")
+    assert "OMP_WAIT_POLICY" not in capsys.readouterr().err
 
 
 def test_methods_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -130,3 +130,43 @@ def test_no_other_module_reads_the_environment() -> None:
     folder = Path(provenance.__file__).parent
     readers = [path.name for path in folder.rglob("*.py") if re.search(r"\benviron\b|\bgetenv\b", path.read_text())]
     assert readers == ["provenance.py"]
+
+
+@pytest.mark.parametrize(
+    ("idle", "busy", "threads", "crowded"),
+    [
+        (40, 0, 2, False),
+        (34, 6, 2, False),  # 0.3 cores are busy
+        (20, 20, 2, True),  # one is
+        (20, 20, 1, False),
+        (0, 40, 2, True),
+        (0, 0, 2, False),  # the clock did not tick
+    ],
+)
+def test_a_machine_with_fewer_free_cores_than_threads_is_crowded(
+    monkeypatch: pytest.MonkeyPatch, idle: int, busy: int, threads: int, crowded: bool
+) -> None:
+    times = iter([(100, 100), (100 + idle, 100 + busy)])
+    monkeypatch.setattr(provenance, "_core_times", lambda: next(times))
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert provenance.is_crowded(0.0) is crowded
+
+
+def test_a_machine_is_not_crowded_where_threads_sleep_or_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 10_000)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    assert not provenance.is_crowded(0.0)
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    assert provenance.is_crowded(0.05)  # more threads than cores
+    for content in (OSError(), "cpu", "cpu a b c d e f"):
+
+        def read(self: Path, content: object = content) -> object:
+            if isinstance(content, OSError):
+                raise content
+            return content
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "read_text", read)
+            assert not provenance.is_crowded(0.0)

@@ -484,10 +484,18 @@ COMMANDS: dict[str, Any] = {
 
 RESUMABLE = ("train", "train-ann", "finetune", "compare")
 
+CROWDED = (
+    "Other programs keep cores busy that threads of this one will wait for, which can make it many times slower. "
+    "OMP_WAIT_POLICY=PASSIVE in the environment helps, and so does OMP_NUM_THREADS=1."
+)
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; errors that a user can mend are printed without a traceback."""
     provenance.ask_for_large_pages()
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if provenance.is_crowded() and arguments[:1] != ["info"] and not {"-h", "--help"} & set(arguments):
+        Console(stderr=True).print(CROWDED, highlight=False)
     try:
         tyro.extras.subcommand_cli_from_dict(
             COMMANDS,
@@ -505,7 +513,7 @@ def main(arguments: list[str] | None = None) -> None:
         Console(stderr=True).print(f"[bold red]error[/]: {_plain(error)}", highlight=False, soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:
-        command = next(iter(sys.argv[1:] if arguments is None else arguments), "")
+        command = next(iter(arguments), "")
         resumable = "; the same command with --resume goes on from the last checkpoint" * (command in RESUMABLE)
         Console(stderr=True).print(f"stopped{resumable}")
         sys.exit(130)

@@ -5,6 +5,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import time
 from importlib import metadata
 from pathlib import Path
 
@@ -89,6 +90,33 @@ def ask_for_large_pages() -> None:
     torch reads the variable when it makes its first tensor.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+
+def is_crowded(seconds: float = 0.2) -> bool:
+    """Whether threads of this process would wait for cores that other programs keep busy; sleeps for `seconds`.
+
+    Threads of OpenMP spin while they wait, which a machine with fewer free cores than threads makes many times slower:
+    see docs/speed.md. False where `$OMP_WAIT_POLICY` says how they wait, and where the system does not say.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1 or "OMP_WAIT_POLICY" in os.environ:
+        return False
+    before = _core_times()
+    time.sleep(seconds)
+    after = _core_times()
+    if before is None or after is None or sum(after) <= sum(before):
+        return False
+    idle, total = after[0] - before[0], sum(after) - sum(before)
+    return (os.cpu_count() or 1) * idle / total < threads - 0.5
+
+
+def _core_times() -> tuple[int, int] | None:
+    """Time that all cores together have been idle and busy, in ticks; None where the system does not say."""
+    try:
+        user, nice, system, idle, waiting, *more = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:])
+    except (OSError, ValueError):
+        return None
+    return idle + waiting, user + nice + system + sum(more[:3])  # guests, which come last, are in user already
 
 
 def _processor_name() -> str:

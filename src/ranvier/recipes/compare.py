@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -118,7 +119,7 @@ def compare(
             continue
         console.print(f"[bold]{row.name}[/], seed {seed} ({number} of {len(jobs)})", highlight=False)
         maker = _Maker(replace(recipe, seed=seed), out, steps, each, activation, processes.device, quiet)
-        comparison = _with(comparison, maker.outcome(row), [maker.ann()] if row.method in _OF_ANN else [])
+        comparison = _with(comparison, maker.outcome(row), [maker.ann] if row.method in _OF_ANN else [])
         comparison = replace(comparison, facts=_facts(recipe, comparison, processes.device))
         comparison.save(out / RESULTS)
         comparison.draw()
@@ -294,11 +295,11 @@ class _Maker:
 
     def convert(self, steps: int, *, signed: bool) -> _Network:
         """A network that is converted from the ANN, every choice left to `auto`."""
-        self.ann()
+        ann = self.out / self.ann.network
         folder = self._folder(f"converted{'-signed' * signed}-T{steps}")
         if not (folder / RESULTS).exists():
             convert(
-                str(self._folder("ann")),
+                str(ann),
                 folder,
                 steps=steps,
                 threshold="auto",
@@ -314,8 +315,9 @@ class _Maker:
         seconds = Account.from_json(made["report"]).total_seconds
         return _Network(folder, tuple(made["accuracy_by_step"]), activity.mean_firing_rate, seconds)
 
+    @cached_property
     def ann(self) -> AnnOutcome:
-        """The ANN; it is trained once."""
+        """The ANN, trained when it is first asked for."""
         shared = {one.name: getattr(self.recipe, one.name) for one in fields(TrainingRecipe)}
         settings = AnnSettings(self.recipe.network.model, self.activation, hidden=self.recipe.network.hidden)
         recipe = AnnRecipe(**shared, network=settings, label_smoothing=self.recipe.loss.label_smoothing)
@@ -347,7 +349,7 @@ class _Maker:
             accuracy=tuple(networks[most].accuracy[t - 1] for t, most in made_for),
             firing_rate=networks[self.steps[-1]].firing_rate,
             seconds=sum(one.seconds for one in networks.values())
-            + (self.ann().seconds if row.method in _OF_ANN else 0.0),
+            + (self.ann.seconds if row.method in _OF_ANN else 0.0),
             networks=tuple(str(one.folder.relative_to(self.out)) for one in networks.values()),
             energy=tuple(spent[most].after[t - 1] for t, most in made_for) if spent else None,
             energy_ann=spent[self.steps[-1]].ann if spent else None,
