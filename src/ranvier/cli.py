@@ -194,7 +194,7 @@ def finetune(
 
 
 def compare(
-    recipe: Annotated[str, tyro.conf.Positional],
+    recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="{" + ",".join(RECIPES) + "}")],
     *,
     steps: tuple[int, ...] = (1, 2, 4, 8),
     methods: tuple[ComparedMethod, ...] | None = None,
@@ -210,6 +210,7 @@ def compare(
     train_images: int | None = None,
     precision: Precision | None = None,
     device: Literal["auto", "cpu", "cuda"] | None = None,
+    download: bool = False,
     out: Path | None = None,
     resume: bool = False,
 ) -> None:
@@ -225,13 +226,14 @@ def compare(
       ranvier compare cifar10 --data PATH --model resnet20 --epochs 20 --out runs/cifar10 --resume
 
     Args:
-        recipe: Data, architecture and training: a name that ranvier train has.
+        recipe: Data, architecture and training, as of ranvier train.
         steps: Numbers of time steps T.
         methods: Of direct, tet, etc, proxy (trained), convert, signed (converted from an ANN, without and with signed
-            spikes) and finetune (converted and trained further for three epochs); by default all that data and
-            architecture allow.
+            spikes) and finetune (converted and trained further for three epochs); by default all that data,
+            architecture and steps allow.
         neurons: Of direct, tet and etc.
-        seeds: Of everything; the table has mean and standard deviation.
+        seeds: Of initial weights, order, augmentation and calibration images; the table has mean and standard
+            deviation.
         each: Train a network for each number of steps, instead of one for the most that is read after fewer.
         activation: Of the ANN that is converted.
         data: Data set instead of that of the recipe.
@@ -242,7 +244,8 @@ def compare(
         train_images: Train on so many images only.
         precision: Of convolutions and linear layers.
         device: Where to run; auto takes a GPU if there is one.
-        out: Output folder; by default runs/compare-RECIPE.
+        download: Fetch recordings that are missing.
+        out: Output folder; by default runs/compare-RECIPE-MODEL.
         resume: Go on where a comparison stopped, or add methods, neurons or seeds to it.
     """
     check_choice("recipe", recipe, tuple(RECIPES))
@@ -257,9 +260,10 @@ def compare(
         "device": device,
     }
     changes = {name: value for name, value in asked.items() if value is not None}
+    changed = RECIPES[recipe](**changes, **({"download": True} if download else {}))
     comparison = recipes.compare(
-        RECIPES[recipe](**changes),
-        out or Path("runs", f"compare-{recipe}"),
+        changed,
+        out or Path("runs", f"compare-{recipe}-{changed.network.model}"),
         steps=steps,
         methods=methods,
         neurons=neurons,
@@ -440,7 +444,7 @@ def show(
 def demo(*, out: Path = Path("runs/demo"), seed: int = 0) -> None:
     """Compare neurons, training methods and conversion on the bundled digits, and train on simulated events of them.
 
-    Takes about a minute on two cores and downloads nothing. Prints one table, accuracy at T = 1 .. 4; leaves
+    Takes two minutes on two cores and downloads nothing. Prints one table, accuracy at T = 1 .. 4; leaves
     results.json, pictures and report.html in the output folder.
 
     Args:
@@ -494,7 +498,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line; errors that a user can mend are printed without a traceback."""
     provenance.ask_for_large_pages()
     arguments = sys.argv[1:] if arguments is None else arguments
-    if provenance.is_crowded() and arguments[:1] != ["info"] and not {"-h", "--help"} & set(arguments):
+    if arguments[:1] != ["info"] and not {"-h", "--help"} & set(arguments) and provenance.is_crowded():
         Console(stderr=True).print(CROWDED, highlight=False)
     try:
         tyro.extras.subcommand_cli_from_dict(

@@ -96,10 +96,11 @@ def is_crowded(seconds: float = 0.2) -> bool:
     """Whether threads of this process would wait for cores that other programs keep busy; sleeps for `seconds`.
 
     Threads of OpenMP spin while they wait, which a machine with fewer free cores than threads makes many times slower:
-    see docs/speed.md. False where `$OMP_WAIT_POLICY` says how they wait, and where the system does not say.
+    see docs/speed.md. False where `$OMP_WAIT_POLICY` says how they wait, where the system does not say, and where
+    there is a GPU, as the work is done there.
     """
     threads = torch.get_num_threads()
-    if threads == 1 or "OMP_WAIT_POLICY" in os.environ:
+    if threads == 1 or "OMP_WAIT_POLICY" in os.environ or torch.cuda.is_available():
         return False
     before = _core_times()
     time.sleep(seconds)

@@ -3,9 +3,21 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from ranvier.recipes import Comparison, Recipe, compare, digits, run, simulated_digits_dvs
+from ranvier.recipes import (
+    Comparison,
+    Recipe,
+    Result,
+    compare,
+    digits,
+    energy,
+    evaluate,
+    run,
+    simulated_digits_dvs,
+)
 from ranvier.recipes.compare import METHODS, ROWS
 from ranvier.recipes.digits import digits_ann
 
@@ -15,16 +27,16 @@ def small(**overrides: Any) -> Recipe:
 
 
 def test_every_method_is_a_row_with_an_accuracy_at_every_step(tmp_path: Path) -> None:
-    shown = compare(small(), tmp_path, steps=(4, 1, 2), neurons=("lifb",), quiet=True)
-    assert shown.steps == (1, 2, 4)
+    shown = compare(small(), tmp_path, steps=(3, 1), neurons=("lifb",), quiet=True)
+    assert shown.steps == (1, 3)
     rows = [row for row in ROWS if row.neuron in (None, "lifb")]
     assert {row.method for row in rows} == METHODS.keys()
     assert shown.names == tuple(row.name for row in rows)
     for outcome in shown.outcomes:
-        assert len(outcome.accuracy) == 3
+        assert len(outcome.accuracy) == 2
         assert all(0 <= value <= 1 for value in outcome.accuracy)
         assert outcome.energy is not None
-        assert 0 < outcome.energy[0] < outcome.energy[1] < outcome.energy[2]
+        assert 0 < outcome.energy[0] < outcome.energy[1]
         assert outcome.energy_ann == shown.ann_energy > 0
         assert outcome.seconds > 0
         assert all((tmp_path / folder / "model.safetensors").exists() for folder in outcome.networks)
@@ -36,16 +48,47 @@ def test_every_method_is_a_row_with_an_accuracy_at_every_step(tmp_path: Path) ->
 
 
 def test_a_row_is_what_the_commands_give(tmp_path: Path) -> None:
-    shown = compare(small(), tmp_path / "all", steps=(1, 2), methods=("etc", "convert"), neurons=("lif",), quiet=True)
+    methods = ("etc", "convert", "finetune")
+    shown = compare(small(), tmp_path / "all", steps=(1, 2), methods=methods, neurons=("lif",), quiet=True)
+    etc, converted, finetuned = shown.outcomes
     trained = run(small(method="etc", neuron="lif", steps=2), tmp_path / "one", quiet=True)
-    assert shown.of("LIF, consistency")[0].accuracy == trained.accuracy_by_step
+    assert etc.accuracy == trained.accuracy_by_step
+    assert etc.firing_rate == trained.firing_rate
+    assert etc.energy == energy(tmp_path / "one").after
     shared = {"epochs": 1, "model": "mlp", "hidden": (16,), "crop_padding": 0, "train_images": 400}
     ann = run(digits_ann(**shared), tmp_path / "ann", quiet=True)
     assert shown.anns[0].accuracy == ann.accuracy_by_step[-1] == shown.ann_accuracy
+    networks = tmp_path / "all/networks"
     for index, t in enumerate((1, 2)):
-        made = json.loads((tmp_path / f"all/networks/converted-T{t}-seed0/results.json").read_text())
+        made = json.loads((networks / f"converted-T{t}-seed0/results.json").read_text())
         assert made["report"]["steps"] == t
-        assert shown.of("converted")[0].accuracy[index] == made["accuracy_by_step"][-1]
+        assert converted.accuracy[index] == made["accuracy_by_step"][-1]
+        evaluated = evaluate(networks / f"converted-T{t}-seed0")
+        assert converted.energy[index] == evaluated.energy.total
+    assert converted.firing_rate == evaluated.activity.mean_firing_rate
+    conversion = sum(made["report"]["seconds"].values())  # for the most steps
+    assert converted.seconds == pytest.approx(shown.anns[0].seconds + conversion)
+    further = Result.load(networks / "finetune-T2-seed0/results.json")
+    assert finetuned.accuracy == further.accuracy_by_step
+    assert finetuned.seconds == pytest.approx(shown.anns[0].seconds + conversion + further.seconds)
+
+
+@pytest.mark.parametrize(
+    ("steps", "settings", "said", "not_said"),
+    [
+        ((1, 2), {"methods": ("proxy",)}, ["1 epoch on", "trained once, for 2 steps"], ["A conversion", "recording"]),
+        ((1, 2), {"methods": ("proxy",), "each": True}, ["trained for each T"], ["trained once"]),
+        ((2,), {"methods": ("proxy", "convert")}, ["Converted: "], ["read after fewer", "for each T."]),
+        ((1, 2), {"methods": ("convert",)}, ["A conversion was made for each T"], ["read after fewer"]),
+    ],
+)
+def test_the_page_says_what_was_done(
+    tmp_path: Path, steps: tuple[int, ...], settings: dict[str, Any], said: list[str], not_said: list[str]
+) -> None:
+    compare(small(train_images=100), tmp_path, steps=steps, quiet=True, **settings)
+    page = (tmp_path / "report.html").read_text()
+    assert all(part in page for part in said)
+    assert not any(part in page for part in not_said)
 
 
 def test_each_trains_a_network_for_each_number_of_steps(tmp_path: Path) -> None:
@@ -78,7 +121,7 @@ def test_going_on_keeps_what_is_there_and_adds_rows_and_seeds(tmp_path: Path) ->
         ("proxy learning", 1),
     ]
     assert first.outcomes[0] in both.outcomes
-    assert both.facts["seeds"] == "0, 1"
+    assert both.facts["seed"] == "0, 1"
     with pytest.raises(ValueError, match=r"steps: \[1, 2\] -> \[1, 3\]"):
         go(steps=(1, 3), resume=True)
     with pytest.raises(ValueError, match=r"recipe.epochs: 1 -> 2"):
@@ -106,11 +149,72 @@ def test_a_comparison_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pyte
     assert made.stat().st_mtime_ns == before
 
 
+def test_pictures_and_page_follow_numbers_that_were_saved_without_them(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"steps": (1, 2), "methods": ("proxy",), "quiet": True}
+    compare(small(), tmp_path, **settings)
+    page = tmp_path / "report.html"
+    before = page.read_text()
+    page.write_text("stale")
+    compare(small(), tmp_path, **settings, resume=True)
+    assert page.read_text() == before
+
+
+def test_a_start_that_failed_leaves_the_folder_free(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="batch"):
+        compare(small(train_images=20), tmp_path, steps=(1, 2), methods=("direct",), quiet=True)
+    assert compare(small(), tmp_path, steps=(1, 2), methods=("proxy",), quiet=True).outcomes
+
+
+def test_going_on_elsewhere_takes_the_data_that_are_passed(tmp_path: Path) -> None:
+    """The folder of the images and that of the comparison may be called otherwise, but not hold other images."""
+    write_class_folders(tmp_path / "a", seed=0)
+    settings: dict[str, Any] = {"steps": (1, 2), "quiet": True, "resume": True}
+    out = tmp_path / "out"
+    compare(small(data=str(tmp_path / "a"), batch_size=8), out, methods=("convert",), **settings)
+    (tmp_path / "a").rename(tmp_path / "b")
+    spelled = tmp_path / "x" / ".." / "out"
+    moved = small(data=str(tmp_path / "b"), batch_size=8, method="proxy", neuron="lifb")  # which do not matter
+    shown = compare(moved, spelled, methods=("convert", "finetune"), **settings)
+    assert shown.names == ("converted", "converted, finetuned")
+    write_class_folders(tmp_path / "c", seed=1)
+    with pytest.raises(ValueError, match=r"differs in input\.mean"):
+        compare(small(data=str(tmp_path / "c"), batch_size=8), out, methods=("proxy",), **settings)
+
+
+def write_class_folders(folder: Path, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    for part in ("train", "test"):
+        for label in ("dark", "light"):
+            (folder / part / label).mkdir(parents=True)
+            for number in range(16):
+                pixels = generator.integers(0, 128, (8, 8), dtype=np.uint8) + (128 if label == "light" else 0)
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / part / label / f"{number}.png")
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"methods": ("proxy",), "neurons": ("if",)}, "neurons"),
+        ({"methods": ("convert",), "each": True}, "each"),
+        ({"methods": ("proxy",), "activation": "relu"}, "activation"),
+    ],
+)
+def test_arguments_without_effect_are_named(tmp_path: Path, settings: dict[str, Any], name: str) -> None:
+    with pytest.warns(UserWarning, match=f"{name}=.* has no effect"):
+        compare(small(train_images=100), tmp_path, steps=(1,), quiet=True, **settings)
+
+
+def test_settings_of_one_method_are_not_idle_in_the_rows_of_others(tmp_path: Path) -> None:
+    recipe = small(train_images=100, temperature=2.0, burst_init=1.5, logit_scale=2.0)
+    compare(recipe, tmp_path, steps=(1, 2), methods=("direct", "proxy"), neurons=("lif",), quiet=True)
+
+
 def test_recordings_are_compared_without_conversions(tmp_path: Path) -> None:
     recipe = simulated_digits_dvs(epochs=1, model="mlp", hidden=(16,), crop_padding=0, train_images=100)
     shown = compare(recipe, tmp_path, steps=(1, 2), neurons=("lif",), quiet=True)
     assert shown.names == ("LIF, cross-entropy", "LIF, TET", "LIF, consistency", "proxy learning")
-    assert shown.ann_line() == ""
+    assert shown.notes() == ""
+    assert "only the beginning of each recording" in (tmp_path / "report.html").read_text()
 
 
 def test_a_network_whose_spikes_cannot_be_counted_has_no_energy(tmp_path: Path) -> None:
@@ -126,6 +230,8 @@ def test_a_network_whose_spikes_cannot_be_counted_has_no_energy(tmp_path: Path) 
     [
         ({"steps": ()}, "no steps"),
         ({"steps": (0, 1)}, "steps is 0"),
+        ({"seeds": ()}, "seeds are"),
+        ({"seeds": (0, -1)}, "seeds are"),
         ({"methods": ("ftbc",)}, "methods is 'ftbc'"),
         ({"neurons": ("alif",)}, "neurons is 'alif'"),
         ({"activation": "gelu"}, "activation is 'gelu'"),

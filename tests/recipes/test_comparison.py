@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,21 +23,29 @@ def shown(tmp_path: Path) -> Comparison:
 
 
 def test_rows_have_mean_and_deviation_over_seeds(shown: Comparison) -> None:
-    assert shown.columns() == ["network", "T=1", "T=4", "firing rate, T=4", "µJ, T=4", "minutes"]
+    assert shown.columns() == ["network", "T=1", "T=4", "firing rate, T=4", "µJ, T=4", "seconds, T=4"]
     # deviations of two values: their difference over the root of two
     assert shown.rows(emphasize="*{}*".format) == [
-        ["LIF, consistency", "*55.0 ± 7.1*", "80.0 ± 7.1", "0.125", "3", "1.5"],
-        ["converted", "25.0", "*90.0*", "0.125", "-", "1.5"],
+        ["LIF, consistency (n=2)", "*55.0±7.1*", "80.0±7.1", "0.125", "3", "90"],
+        ["converted (n=1)", "25.0", "*90.0*", "0.125", "-", "90"],
     ]
-    assert shown.energy_rows() == [["LIF, consistency", "2", "3"], ["ANN with the same layers", "4", ""]]
-    assert shown.ann_line() == "the QCFS ANN that was converted: 95.0 %, 4 µJ for an image, 0.5 minutes"
+    assert shown.energy_rows() == [["LIF, consistency (n=2)", "2", "3"]]
+    assert shown.notes() == (
+        "The QCFS ANN that was converted: 95.0 %, 4 µJ for an image, 30 s. Mean and standard deviation over seeds."
+    )
 
 
-def test_table_states_ann_and_folder(shown: Comparison) -> None:
-    console = Console(record=True, width=100)
-    console.print(shown)
+def test_of_one_seed_nothing_is_said_of_seeds(shown: Comparison) -> None:
+    one = replace(shown, outcomes=shown.outcomes[::2], anns=())
+    assert [row[0] for row in one.rows()] == ["LIF, consistency", "converted"]
+    assert one.notes() == ""
+
+
+def test_table_fits_a_narrow_terminal(shown: Comparison) -> None:
+    console = Console(record=True, width=80)
+    console.print(replace(shown, out=Path("k[/x]5")))
     text = console.export_text()
-    for part in ("digits, mlp: test accuracy %", "mean of 2 seeds", "55.0 ± 7.1", "QCFS ANN", "T=4"):
+    for part in ("digits, mlp: test accuracy %", "55.0±7.1", "QCFS ANN", "T=4", "LIF, consistency (n=2)", "k[/x]5"):
         assert part in text
 
 
@@ -57,5 +66,5 @@ def test_saved_and_read_back(shown: Comparison) -> None:
 def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
     for content in ('{"accuracy_by_step": [0.5]}', "[1]", '{"outcomes": [{"who": 1}], "anns": [], "steps": [1]}'):
         (tmp_path / "results.json").write_text(content)
-        with pytest.raises(ValueError, match="holds no comparison"):
+        with pytest.raises(ValueError, match="not what ranvier compare writes"):
             Comparison.load(tmp_path / "results.json")

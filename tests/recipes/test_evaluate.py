@@ -162,6 +162,7 @@ def test_energy_stands_beside_accuracy(folder: Path) -> None:
 
 def test_energy_by_costs_of_ones_own(folder: Path) -> None:
     one = energy(folder, costs=Costs("mine", 1.0, 0.0), images=100)
+    assert one.operations.samples == 100
     assert one.total == pytest.approx(64 * 16)  # the first layer alone, which runs once
     with pytest.raises(ValueError, match="costs is '7nm'"):
         energy(folder, costs="7nm")

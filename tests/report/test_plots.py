@@ -36,8 +36,9 @@ def test_curves_at_chosen_steps_with_spread_and_reference(tmp_path: Path) -> Non
     looks = {(lines[name].get_color(), lines[name].get_linestyle()) for name in names}
     assert len(looks) == len(names)  # eight groups, more than there are colours
     assert set(lines["ANN"].get_ydata()) == {90}
-    (bars,) = axes.containers
-    assert bars.has_yerr
+    (band,) = axes.collections
+    assert band.get_datalim(axes.transData).y0 == pytest.approx(40)
+    assert lines["x, a"].get_marker() != lines["y, a"].get_marker()  # where there is one point and no line
     (legend,) = figure.legends
     assert len(legend.get_texts()) == len(names) + 1
 
@@ -45,6 +46,13 @@ def test_curves_at_chosen_steps_with_spread_and_reference(tmp_path: Path) -> Non
 def test_more_accuracies_than_steps_are_refused() -> None:
     with pytest.raises(ValueError, match="3 accuracies, but there are 2 steps"):
         accuracy_curves({"a": [0.5, 0.75, 0.8]}, steps=(1, 2))
+
+
+def test_energies_for_other_steps_are_refused() -> None:
+    with pytest.raises(ValueError, match="2 energies and 1 accuracies, but there are 2 steps"):
+        energy_curves({"a": ([1e-6, 2e-6], [0.5])}, steps=(1, 2))
+    with pytest.raises(ValueError, match="no curves"):
+        energy_curves({}, steps=(1, 2))
 
 
 def test_energy_curves_show_points_and_the_ann(tmp_path: Path) -> None:
@@ -152,6 +160,8 @@ def test_many_steps_have_neither_numbers_nor_crowded_ticks() -> None:
 def test_nothing_to_draw() -> None:
     with pytest.raises(ValueError, match="no curves"):
         accuracy_curves({})
+    with pytest.raises(ValueError, match="no curves"):
+        accuracy_curves({"a": []})
     for curves, by_step in (({}, [0.5]), ({"test": ([1.0], [0.5])}, [])):
         with pytest.raises(ValueError, match="no curves"):
             early_exit_curve(curves, chosen=(1.0, 0.5), by_step=by_step)

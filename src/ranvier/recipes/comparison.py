@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 
 from ranvier.atomic import tuples, write_json
@@ -30,13 +31,17 @@ class Outcome:
     firing_rate: float
     """Spikes per neuron and step, at the most steps; a burst counts as one."""
     seconds: float
-    """To make the network, or the networks if there is one for each number of steps, and their ANN."""
+    """To make the network for the most steps, and the ANN that it comes from."""
     networks: tuple[str, ...] = ()
     """Their folders, within that of the comparison."""
     energy: tuple[float, ...] | None = None
     """For an image [J], estimated from actual spikes; None where they cannot be counted."""
     energy_ann: float | None = None
     """For an image in an ANN with the same layers [J]."""
+    device: str = ""
+    """Where it was made."""
+    commit: str | None = None
+    """Of the code that made it."""
 
     @property
     def group(self) -> str:
@@ -104,35 +109,42 @@ class Comparison:
         """Of an ANN with the same layers [J]."""
         return next((outcome.energy_ann for outcome in self.outcomes if outcome.energy_ann is not None), None)
 
+    def label(self, name: str) -> str:
+        """A row's name; with the number of its seeds where others have more or fewer."""
+        counts = {len(self.of(other)) for other in self.names}
+        return f"{name} (n={len(self.of(name))})" if len(counts) > 1 else name
+
     def columns(self) -> list[str]:
         """Headings of `rows`."""
         most = f", T={self.steps[-1]}" if len(self.steps) > 1 else ""
-        return ["network", *(f"T={t}" for t in self.steps), f"firing rate{most}", f"µJ{most}", "minutes"]
+        return ["network", *(f"T={t}" for t in self.steps), f"firing rate{most}", f"µJ{most}", f"seconds{most}"]
 
     def rows(self, *, emphasize: Callable[[str], str] = str) -> list[list[str]]:
-        """Name, accuracy in percent, spikes per neuron and step, energy of an image and minutes to make it.
+        """Name, accuracy in percent, spikes per neuron and step, energy of an image and seconds to make it.
 
-        Of several seeds mean ± standard deviation.
+        Of several seeds the mean, and of accuracy its standard deviation, as `97.5±0.3`.
 
         Args:
             emphasize: Applied to the best accuracy of each column.
         """
-        curves = [self.accuracy(name) for name in self.names]
-        best = [max(column) for column in zip(*curves, strict=True)]
+        curves = {name: self.accuracy(name) for name in self.names}
+        best = [max(column) for column in zip(*curves.values(), strict=True)]
         rows = []
-        for name, curve in zip(self.names, curves, strict=True):
-            outcomes = self.of(name)
-            cells = [
-                _spread([100 * outcome.accuracy[index] for outcome in outcomes], ".1f") for index in range(len(curve))
+        for name, curve in curves.items():
+            outcomes, energy = self.of(name), self.energy(name)
+            accuracies = [
+                _spread([100 * outcome.accuracy[index] for outcome in outcomes]) for index in range(len(curve))
             ]
-            energy = self.energy(name)
             rows.append(
                 [
-                    name,
-                    *(emphasize(cell) if value == top else cell for cell, value, top in zip(cells, curve, best)),  # noqa: B905
+                    self.label(name),
+                    *(
+                        emphasize(text) if value == highest else text
+                        for text, value, highest in zip(accuracies, curve, best, strict=True)
+                    ),
                     f"{statistics.fmean(outcome.firing_rate for outcome in outcomes):.3f}",
                     "-" if energy is None else f"{1e6 * energy[-1]:.3g}",
-                    f"{statistics.fmean(outcome.seconds for outcome in outcomes) / 60:.1f}",
+                    f"{statistics.fmean(outcome.seconds for outcome in outcomes):.0f}",
                 ]
             )
         return rows
@@ -140,49 +152,50 @@ class Comparison:
     def energy_rows(self) -> list[list[str]]:
         """Name and energy of an image [µJ] at each number of steps, of the networks whose spikes can be counted."""
         curves = {name: self.energy(name) for name in self.names}
-        rows = [[name, *(f"{1e6 * value:.3g}" for value in curve)] for name, curve in curves.items() if curve]
-        if rows and self.ann_energy is not None:
-            rows.append(["ANN with the same layers", f"{1e6 * self.ann_energy:.3g}", *[""] * (len(self.steps) - 1)])
-        return rows
+        return [
+            [self.label(name), *(f"{1e6 * value:.3g}" for value in curve)] for name, curve in curves.items() if curve
+        ]
 
-    def ann_line(self) -> str:
-        """The ANN in words; empty where there is none."""
-        if self.ann_accuracy is None:
-            return ""
-        spent = "" if self.ann_energy is None else f", {1e6 * self.ann_energy:.3g} µJ for an image"
-        minutes = statistics.fmean(ann.seconds for ann in self.anns) / 60
-        accuracies = _spread([100 * ann.accuracy for ann in self.anns], ".1f")
-        what = {"relu": "ReLU ", "qcfs": "QCFS "}.get(self.settings.get("activation", ""), "")
-        return f"the {what}ANN that was converted: {accuracies} %{spent}, {minutes:.1f} minutes"
+    def notes(self) -> str:
+        """What the numbers of the table are, in words: the ANN, the spread, the seconds."""
+        sentences = []
+        if self.ann_accuracy is not None:
+            what = {"relu": "ReLU ", "qcfs": "QCFS "}.get(self.settings.get("activation", ""), "")
+            spent = "" if self.ann_energy is None else f", {1e6 * self.ann_energy:.3g} µJ for an image"
+            seconds = statistics.fmean(ann.seconds for ann in self.anns)
+            accuracies = _spread([100 * ann.accuracy for ann in self.anns])
+            sentences.append(f"The {what}ANN that was converted: {accuracies} %{spent}, {seconds:.0f} s.")
+        if len({outcome.seed for outcome in self.outcomes}) > 1:
+            sentences.append("Mean and standard deviation over seeds.")
+        return " ".join(sentences)
 
     def __rich__(self) -> Table:
         """Table for the terminal."""
-        seeds = len({outcome.seed for outcome in self.outcomes})
-        over = f", mean of {seeds} seeds" if seeds > 1 else ""
-        caption = "\n".join(filter(None, (self.ann_line(), f"pictures and numbers: {self.out}")))
+        caption = "\n".join(filter(None, (self.notes(), f"pictures and numbers: {escape(str(self.out))}")))
         table = Table(
-            title=f"{self.title}: test accuracy % after T time steps{over}",
+            title=f"{self.title}: test accuracy % after T time steps",
             caption=caption,
             box=SIMPLE_HEAD,
             pad_edge=False,
             collapse_padding=True,
         )
         for index, column in enumerate(self.columns()):
-            table.add_column(column.replace(", ", "\n"), justify="right" if index else "left")
+            heading = column.replace(", ", "\n")
+            table.add_column(heading, justify="right" if index else "left", no_wrap=bool(index), overflow="fold")
         for row in self.rows(emphasize="[bold]{}[/]".format):
             table.add_row(*row)
         return table
 
     def draw(self) -> None:
         """Write `accuracy.png`, and `energy.png` if energy was counted, into the folder."""
-        ann = self.ann_accuracy
-        groups = {outcome.name: outcome.group for outcome in self.outcomes}
+        ann, labels = self.ann_accuracy, {name: self.label(name) for name in self.names}
+        groups = {labels[outcome.name]: outcome.group for outcome in self.outcomes}
         accuracy_curves(
-            {name: self.accuracy(name) for name in self.names},
+            {label: self.accuracy(name) for name, label in labels.items()},
             steps=self.steps,
             spread={
-                name: tuple(map(statistics.stdev, zip(*(outcome.accuracy for outcome in self.of(name)), strict=True)))
-                for name in self.names
+                label: tuple(map(statistics.stdev, zip(*(outcome.accuracy for outcome in self.of(name)), strict=True)))
+                for name, label in labels.items()
                 if len(self.of(name)) > 1
             },
             groups=groups,
@@ -190,10 +203,12 @@ class Comparison:
             title=f"{self.title}, test accuracy",
             path=self.out / ACCURACY_PICTURE,
         )
-        energies = {name: energy for name in self.names if (energy := self.energy(name))}
+        energies = {
+            label: (energy, self.accuracy(name)) for name, label in labels.items() if (energy := self.energy(name))
+        }
         if energies:
             energy_curves(
-                {name: (energy, self.accuracy(name)) for name, energy in energies.items()},
+                energies,
                 steps=self.steps,
                 groups=groups,
                 reference=None if ann is None or self.ann_energy is None else ("ANN", self.ann_energy, ann),
@@ -204,14 +219,17 @@ class Comparison:
     def sections(self) -> list[Section]:
         """Tables and pictures for a page; `draw` makes the pictures."""
         parts = [
-            Section("Test accuracy %", self.ann_line(), columns=self.columns(), rows=self.rows()),
+            Section(
+                "Test accuracy %", f"{self.notes()} {SECONDS_MEAN}".strip(), columns=self.columns(), rows=self.rows()
+            ),
             Section("Accuracy by time step", image=self.out / ACCURACY_PICTURE),
         ]
         if energies := self.energy_rows():
             columns = ["network", *(f"T={t}" for t in self.steps)]
+            of_ann = "" if self.ann_energy is None else f" An ANN with the same layers: {1e6 * self.ann_energy:.3g} µJ."
             parts += [
                 Section("Accuracy for energy", image=self.out / ENERGY_PICTURE),
-                Section("Energy for an image [µJ]", ENERGY_MEANS, columns=columns, rows=energies),
+                Section("Energy for an image [µJ]", ENERGY_MEANS + of_ann, columns=columns, rows=energies),
             ]
         return parts
 
@@ -246,7 +264,9 @@ class Comparison:
             steps = tuple(content.pop("steps"))
             return cls(steps=steps, outcomes=outcomes, anns=anns, out=path.parent, **content)
         except (AttributeError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} holds no comparison ({error}). Choose another folder.") from error
+            raise ValueError(
+                f"{path} is not what ranvier compare writes (it has no {error}). Choose another folder."
+            ) from error
 
 
 ENERGY_MEANS = (
@@ -254,9 +274,13 @@ ENERGY_MEANS = (
     "for 45 nm (4.6 pJ a multiply-accumulate, 0.9 pJ an accumulate): an estimate without memory access, for comparing "
     "rows."
 )
+SECONDS_MEAN = (
+    "Firing rate: spikes per neuron and step, a burst being one. Seconds: training with a scoring after every epoch; "
+    "of converted networks that of the ANN, and the conversion for the most steps without its scoring."
+)
 
 
-def _spread(values: Sequence[float], form: str) -> str:
+def _spread(values: Sequence[float]) -> str:
     """Mean, and the standard deviation if there are several."""
-    deviation = f" ± {statistics.stdev(values):{form}}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):{form}}{deviation}"
+    deviation = f"±{statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.1f}{deviation}"

@@ -32,7 +32,7 @@ def demo(out: str | Path, *, seed: int = 0, **overrides: Any) -> Comparison:
     The last network does not see the digits but simulated event recordings of them, one frame a step.
 
     Leaves in `out`: results.json, accuracy.png, energy.png, raster.png, events.png, frames.png and report.html, and
-    the networks in the folders comparison and events.
+    the networks in demo-networks.
 
     Args:
         out: Output folder; what an earlier demo left in it is replaced.
@@ -44,12 +44,17 @@ def demo(out: str | Path, *, seed: int = 0, **overrides: Any) -> Comparison:
     """
     out = Path(out)
     _check_replaceable(out)
-    for folder in (out / "comparison", out / "events"):
-        shutil.rmtree(folder, ignore_errors=True)
+    networks = out / "demo-networks"
+    shutil.rmtree(networks, ignore_errors=True)
     recipe = digits(seed=seed, **overrides)
-    images = compare(recipe, out / "comparison", steps=range(1, STEPS + 1), methods=METHODS, activation="relu")
+    images = compare(recipe, networks, steps=range(1, STEPS + 1), methods=METHODS, activation="relu")
     Console(stderr=True).print(f"[bold]{EVENTS}[/]")
-    shown = replace(images, title="Digits", outcomes=(*images.outcomes, _see_events(out, seed, overrides)), out=out)
+    shown = replace(
+        images,
+        title="Digits",
+        outcomes=(*images.outcomes, _see_events(out, networks / "events", seed, overrides)),
+        out=out,
+    )
     write_json(out / RESULTS, {outcome.name: _plain(outcome) for outcome in shown.outcomes})
     shown.draw()
     _draw_raster(images.out / "networks" / f"etc-lifb-T{STEPS}-seed{seed}", out / "raster.png")
@@ -58,15 +63,20 @@ def demo(out: str | Path, *, seed: int = 0, **overrides: Any) -> Comparison:
 
 
 def _check_replaceable(out: Path) -> None:
-    """Raise if `out` has the results of something other than a demo, which would be lost."""
-    if (out / RESULTS).exists() and EVENTS not in json.loads((out / RESULTS).read_text()):
-        raise FileExistsError(f"{out} holds other results than those of a demo. Choose another --out.")
+    """Raise if `out` has the results of something other than a demo, of any version, which would be lost."""
+    if not (out / RESULTS).exists():
+        return
+    try:
+        found = json.loads((out / RESULTS).read_text())
+    except ValueError:
+        found = {}
+    if "LIFB, consistency" not in found:
+        raise FileExistsError(f"{out} holds results of something other than a demo. Choose another --out.")
 
 
-def _see_events(out: Path, seed: int, overrides: dict[str, Any]) -> Outcome:
+def _see_events(out: Path, folder: Path, seed: int, overrides: dict[str, Any]) -> Outcome:
     """Train on simulated recordings of the digits, and draw one."""
     recipe = simulated_digits_dvs(seed=seed, neuron="lifb", method="etc", steps=STEPS, **overrides)
-    folder = out / "events"
     trained = run(recipe, folder)
     assert trained.firing_rate is not None
     recordings = simulated_events(load_digits(), recipe.saccades).test

@@ -182,7 +182,7 @@ def energy(
     steps = trained.steps if steps is None else steps
     trained.check_steps(steps)
     model = lay_out(trained.model.to(device))
-    batches = sample(trained.batches(source, device, steps=steps).images, trained.form, device, images)
+    batches = sample(trained.batches(source, device, steps=steps).images, trained.form, device, steps, images)
     return evaluation.energy(model, batches, steps, costs=costs)
 
 

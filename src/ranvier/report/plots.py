@@ -1,4 +1,4 @@
-"""Figures: accuracy by time step, early exit, spike rasters, errors of a conversion."""
+"""Figures: accuracy by time step and for energy, early exit, spike rasters, errors of a conversion."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +17,7 @@ FAINT = "#8a8a8a"
 PALETTE = ("#0b6e99", "#d1495b", "#66a182", "#edae49", "#7d5ba6", "#5c6770", "#8a5a2b")
 """Told apart in print and with the common colour-vision deficiencies; blue and red come first."""
 _STYLES = ("-", "--", "-.", ":")
+_MARKERS = ("o", "s", "D", "^")
 
 
 def accuracy_curves(
@@ -43,28 +44,29 @@ def accuracy_curves(
     Raises:
         ValueError: There are no curves, or longer ones than there are steps.
     """
-    if not curves:
+    if not any(curves.values()):
         raise ValueError("there are no curves to draw. Pass at least one name with its accuracies.")
     longest = max(map(len, curves.values()))
     steps = range(1, longest + 1) if steps is None else steps
     if longest > len(steps):
         raise ValueError(f"a curve has {longest} accuracies, but there are {len(steps)} steps. Pass one for each.")
-    crowded = len(curves) + (reference is not None) > len(PALETTE)
-    figure, (axes,) = _figure(8.6 if crowded else 6.4, 4.0)
+    figure, axes = _accuracy_axes(len(curves) + (reference is not None), title)
     lines = _lines(list(curves), groups)
     for name, accuracy in curves.items():
         values = [100 * value for value in accuracy]
-        axes.plot(steps[: len(values)], values, marker="o", markersize=5, label=name, **lines[name])
+        x = steps[: len(values)]
+        axes.plot(x, values, label=name, **lines[name])
         if spread and name in spread:
-            error = [100 * value for value in spread[name]]
-            axes.errorbar(steps[: len(values)], values, error, fmt="none", capsize=3, ecolor=lines[name]["color"])
+            low, high = ([y + sign * 100 * d for y, d in zip(values, spread[name], strict=True)] for sign in (-1, 1))
+            axes.fill_between(x, low, high, color=lines[name]["color"], alpha=0.15, linewidth=0)
     if reference is not None:
         axes.axhline(100 * reference[1], color=FAINT, linewidth=1.2, linestyle=":", label=reference[0])
-    _step_axis(axes, steps)
-    axes.set_ylabel("accuracy %")
-    axes.set_title(title, loc="left", color=INK)
-    axes.grid(axis="y", color="#e4e4e4", linewidth=0.8)
-    _legend(figure, axes, crowded)
+    axes.set_xlabel("time steps T")
+    if len(steps) < steps[-1]:  # at equal distances where each doubles the one before it
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xticks(steps)
+    _legend(figure, axes)
     return _finish(figure, path)
 
 
@@ -92,14 +94,19 @@ def energy_curves(
     """
     if not curves:
         raise ValueError("there are no curves to draw. Pass at least one name with its energies and accuracies.")
+    for name, pair in curves.items():
+        if {*map(len, pair)} != {len(steps)}:
+            raise ValueError(
+                f"{name!r} has {len(pair[0])} energies and {len(pair[1])} accuracies, but there are {len(steps)} "
+                "steps. Pass one of both for each."
+            )
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    crowded = len(curves) + (reference is not None) > len(PALETTE)
-    figure, (axes,) = _figure(8.6 if crowded else 6.4, 4.0)
+    figure, axes = _accuracy_axes(len(curves) + (reference is not None), title)
     lines = _lines(list(curves), groups)
     for name, (energies, accuracy) in curves.items():
         x, y = [1e6 * energy for energy in energies], [100 * value for value in accuracy]
-        axes.plot(x, y, marker="o", markersize=5, label=name, **lines[name])
+        axes.plot(x, y, label=name, **lines[name])
     for step, *point in zip(steps, x, y, strict=True):
         axes.annotate(f"T={step}", point, (0, 7), textcoords="offset points", fontsize=7, color=INK, ha="center")
     if reference is not None:
@@ -111,10 +118,7 @@ def energy_curves(
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("energy for an image [µJ]")
-    axes.set_ylabel("accuracy %")
-    axes.set_title(title, loc="left", color=INK)
-    axes.grid(axis="y", color="#e4e4e4", linewidth=0.8)
-    _legend(figure, axes, crowded)
+    _legend(figure, axes)
     return _finish(figure, path)
 
 
@@ -268,30 +272,35 @@ def conversion_errors(
 
 
 def _lines(names: Sequence[str], groups: Mapping[str, str] | None) -> dict[str, dict[str, Any]]:
-    """How each line is drawn: a colour for each group, a style for each member of it."""
+    """How each line is drawn: a colour for each group, a style and a marker for each member of it."""
     group_of = {name: groups[name] if groups else name for name in names}
     order = list(dict.fromkeys(group_of.values()))
     lines = {}
     for index, (name, group) in enumerate(group_of.items()):
         place = order.index(group)
-        member = list(group_of.values())[:index].count(group) + 2 * (place // len(PALETTE))
-        style = _STYLES[member % len(_STYLES)]
-        lines[name] = {"color": PALETTE[place % len(PALETTE)], "linewidth": 1.8, "linestyle": style}
+        member = (list(group_of.values())[:index].count(group) + 2 * (place // len(PALETTE))) % len(_STYLES)
+        lines[name] = {
+            "color": PALETTE[place % len(PALETTE)],
+            "linewidth": 1.8,
+            "linestyle": _STYLES[member],
+            "marker": _MARKERS[member],
+            "markersize": 5,
+        }
     return lines
 
 
-def _step_axis(axes: Any, steps: Sequence[int]) -> None:
-    """Numbers of time steps along x, at equal distances where each doubles the one before it."""
-    axes.set_xlabel("time steps T")
-    if len(steps) < steps[-1]:
-        axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter("{x:g}")
-    axes.set_xticks(steps)
+def _accuracy_axes(lines: int, title: str) -> tuple["Figure", Any]:
+    """Figure and axes for that many lines; wider where `_legend` will stand beside the axes."""
+    figure, (axes,) = _figure(8.6 if lines > len(PALETTE) else 6.4, 4.0)
+    axes.set_ylabel("accuracy %")
+    axes.set_title(title, loc="left", color=INK)
+    axes.grid(axis="y", color="#e4e4e4", linewidth=0.8)
+    return figure, axes
 
 
-def _legend(figure: "Figure", axes: Any, crowded: bool) -> None:
+def _legend(figure: "Figure", axes: Any) -> None:
     """Inside, or beside the axes where there are many lines."""
-    if crowded:
+    if len(axes.get_legend_handles_labels()[0]) > len(PALETTE):
         figure.legend(loc="outside right upper", frameon=False, fontsize=8, handlelength=3.2)
     else:
         axes.legend(frameon=False)
