@@ -75,9 +75,9 @@ CHOSEN: dict[str, tuple] = {
     "ReLU, layer max, rounds chosen": ("relu", {"threshold": "max", "bias": "ftbc"}, False),
     "ReLU, neuron mmse, rounds chosen": ("relu", {"threshold": "mmse", "bias": "ftbc"}, True),
     "QCFS 8, ceiling, rounds chosen": ("qcfs8", {"threshold": "qcfs", "bias": "ftbc"}, True),
-    "ReLU, auto": ("relu", {"threshold": "auto", "bias": "auto"}, True),
-    "QCFS 8, auto": ("qcfs8", {"threshold": "auto", "bias": "auto"}, True),
-    "ReLU, auto, no labels": ("relu", {"threshold": "auto", "bias": "auto"}, True),
+    "ReLU, auto, weights kept": ("relu", {"threshold": "auto", "bias": "auto", "refit": False}, True),
+    "QCFS 8, auto, weights kept": ("qcfs8", {"threshold": "auto", "bias": "auto", "refit": False}, True),
+    "ReLU, auto, weights kept, no labels": ("relu", {"threshold": "auto", "bias": "auto", "refit": False}, True),
     "ReLU, auto, signed": (
         "relu",
         {"threshold": "auto", "bias": "auto", "signed": True},

@@ -519,10 +519,22 @@ def test_settings_take_effect() -> None:
         assert torch.equal(*found) is not differ
 
 
+def test_what_is_no_network_or_no_settings_is_refused() -> None:
+    images = torch.rand(10, 4)
+    with pytest.raises(TypeError, match=r"ann is a function, .*load_trained"):
+        convert(lambda x: x, images, steps=2)  # type: ignore[arg-type]
+    ann = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    with pytest.raises(TypeError, match="settings are a dict"):
+        convert(ann, images, steps=2, settings={"rounds": (1,)})  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"rounds": ()}, "rounds is"),
+        ({"rounds": 5}, "rounds is 5, but must list"),
+        ({"rounds": (0.5,)}, "whole number of rounds"),
+        ({"step_sizes": 0.4}, "step_sizes is 0.4, but must list"),
         ({"rounds": (-1, 2)}, "none negative"),
         ({"step_sizes": (0.0,)}, "greater than 0"),
         ({"step_sizes": ()}, "step_sizes"),

@@ -62,7 +62,7 @@ def convert(
 
     Raises:
         ConversionError: The ANN has something that cannot be converted; the message names it, its line and a remedy.
-        TypeError: The calibration is not made of images.
+        TypeError: `ann` is no module, the calibration is not made of images, or `settings` are no `Settings`.
         ValueError: Empty, inconsistent or non-finite calibration, or settings out of range.
 
     >>> ann = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
@@ -73,7 +73,14 @@ def convert(
     steps = check_count("steps", steps)
     check_choice("threshold", threshold, (*THRESHOLDS, "auto"))
     check_choice("bias", bias, (*BIASES, "auto"))
-    settings = settings or Settings()
+    if not isinstance(ann, nn.Module):
+        raise TypeError(
+            f"ann is a {type(ann).__name__}, but must be a torch.nn.Module. Build the network and load its weights "
+            "first; one that ranvier trained is ranvier.recipes.load_trained(folder).model."
+        )
+    settings = Settings() if settings is None else settings
+    if not isinstance(settings, Settings):
+        raise TypeError(f"settings are a {type(settings).__name__}, but must be ranvier.conversion.Settings(...).")
     refit = bias == "auto" if refit is None else refit
     with torch.inference_mode(False), torch.no_grad(), Progress(progress) as bar:
         search = Search(ann, calibration, steps=steps, signed=signed, settings=settings, bar=bar)

@@ -1,12 +1,11 @@
-"""Max-pooling moves in front of activations: the maximum of spikes, step by step, is not that of their averages."""
+"""Max-pooling moves in front of activations, and over time pools running sums: it is to be that of the averages."""
 
 import copy
 
 from torch import fx
 
 from ranvier.conversion.draft import free_path
-from ranvier.conversion.recording import ConversionError
-from ranvier.conversion.vocabulary import FUNCTIONS, MAX_POOLS, is_rearrangement, is_site, makes_current
+from ranvier.conversion.vocabulary import FUNCTIONS, MAX_POOLS, is_rearrangement, is_site, max_pool_of_sums
 
 
 def pool_before_activations(module: fx.GraphModule) -> None:
@@ -14,21 +13,24 @@ def pool_before_activations(module: fx.GraphModule) -> None:
 
         maxpool(activation(x)) = activation(maxpool(x))
 
-    exactly, since activations never decrease and padding is never the maximum. Pooling passes concatenations of
-    channels and rearrangements on its way. Where something else uses the activation, too, the pooled values get an
-    activation of their own. Pooling of currents, or of the image, stays.
+    exactly, since activations never decrease and padding is never the maximum. Neurons so send what was pooled, in
+    whole spikes. Pooling passes concatenations of channels and rearrangements on its way. Where something else uses the
+    activation, too, the pooled values get an activation of their own. Pooling of currents, of the image, or of what
+    activations were combined to stays. All become `max_pool_of_sums`, which is the same for the ANN.
 
     Args:
         module: From `translate`; changed in place.
-
-    Raises:
-        ConversionError: Activations are combined, for example averaged, before they are pooled.
     """
     for node in list(module.graph.nodes):
         if node.op == "call_function" and node.target in MAX_POOLS:
             with module.graph.inserting_before(node):
                 node.replace_all_uses_with(_Pooling(module, node).of(node.args[0]))
             module.graph.eliminate_dead_code()
+    names = {FUNCTIONS[name]: name for name in FUNCTIONS}
+    for node in module.graph.nodes:
+        if node.op == "call_function" and node.target in MAX_POOLS:
+            source, *settings = node.args
+            node.target, node.args = max_pool_of_sums, (source, names[node.target], *settings)
     module.delete_all_unused_submodules()
     module.recompile()
 
@@ -52,12 +54,6 @@ class _Pooling:
             site = site.all_input_nodes[0]
         if is_site(site, self.module):
             return self._activation(site, self._maxima(self._without(site, x)))
-        if _combines_activations(x, self.module):
-            raise ConversionError(
-                f"{self.pool.meta['place']}: {self.pool.name} takes the maximum of what {x.name} combined from several "
-                "activations. Spikes average over time, but their maximum, step by step, is not that of the averages. "
-                "Pool right after a layer or an activation, or use average pooling and train again."
-            )
         return self._maxima(x)
 
     def _maxima(self, x: fx.Node) -> fx.Node:
@@ -81,14 +77,3 @@ class _Pooling:
 
     def _serves_only_this(self, node: fx.Node) -> bool:
         return node is self.pool or (bool(node.users) and all(map(self._serves_only_this, node.users)))
-
-
-def _combines_activations(x: fx.Node, module: fx.GraphModule) -> bool:
-    """Whether activations reach `x` through no layer. A sum with a current is a current."""
-    if is_site(x, module):
-        return True
-    if makes_current(x, module):
-        return False
-    several = all if x.target is FUNCTIONS["add"] else any
-    sources = [source for source in x.all_input_nodes if source.op != "get_attr"]
-    return bool(sources) and several(_combines_activations(source, module) for source in sources)

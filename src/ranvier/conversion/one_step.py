@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ranvier.conversion.spiking import GraphSNN, hold
-from ranvier.conversion.vocabulary import Rectifier
+from ranvier.conversion.spiking import GraphSNN, hold, pool_sums
+from ranvier.conversion.vocabulary import Rectifier, max_pool_of_sums
 from ranvier.nn import LIFPair, Neuron, fold_time, unfold_time
 from ranvier.nn.structure import Activation
 
@@ -33,6 +33,10 @@ def one_step(snn: GraphSNN, images: Tensor) -> tuple[fx.GraphModule, dict[str, N
             continue
         if node.op == "call_function" and node.target in _TIME:
             new[node] = new[node.args[0]]
+            continue
+        if node.target is pool_sums:
+            source, _, _, *settings = node.args
+            new[node] = graph.call_function(max_pool_of_sums, (new[source], *settings), dict(node.kwargs))
             continue
         if node.op == "call_module":
             part = snn.network.get_submodule(target)

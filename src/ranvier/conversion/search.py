@@ -56,7 +56,8 @@ class Settings:
     held_out: float = 0.4
     """Share of the calibration images that settings are chosen on; 0 chooses on those that were fitted on."""
     fit_at_most: int = 600
-    """Images that are fitted on. Choosing gains more from many images: whatever is beyond goes there."""
+    """Images that are fitted on. Choosing gains more from many images: whatever is beyond goes there. With `held_out`
+    of 0 all are fitted on."""
     first_look: int = 400
     """Images for choosing that all candidates see; those that cannot be told from the best then see all of them."""
     seed: int = 0
@@ -72,8 +73,15 @@ class Settings:
             raise ValueError(f"held_out is {self.held_out}, but must be a share of the images: at least 0, below 1.")
         if not 0 <= self.v_init <= 1:
             raise ValueError(f"v_init is {self.v_init}, but must lie between 0 and 1 thresholds.")
-        if not self.rounds or min(self.rounds) < 0:
-            raise ValueError(f"rounds is {self.rounds}, but must list at least one number of rounds, none negative.")
+        for name in ("rounds", "step_sizes"):
+            if not isinstance(getattr(self, name), tuple | list):
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}, but must list what to choose among, as (0, 1, 5)."
+                )
+        if not self.rounds or any(not isinstance(count, int) or count < 0 for count in self.rounds):
+            raise ValueError(
+                f"rounds is {self.rounds}, but must list at least one whole number of rounds, none negative."
+            )
         if not self.step_sizes or min(self.step_sizes) <= 0:
             raise ValueError(f"step_sizes is {self.step_sizes}, but must list at least one, all greater than 0.")
 

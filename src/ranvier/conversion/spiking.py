@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, fx, nn
 
+from ranvier import dynamics
 from ranvier.conversion.neuron_card import neuron_from_card, neuron_to_card
-from ranvier.conversion.vocabulary import FUNCTIONS, MODULES, ModuleKind
+from ranvier.conversion.vocabulary import FUNCTIONS, MODULES, ModuleKind, max_pool_of_sums
+from ranvier.dynamics import SummedState
 from ranvier.models.network import SpikingNetwork
 from ranvier.nn import Carry, ConvertedIF, Neuron, fold_time, repeat, unfold_time
 from ranvier.nn.structure import Activation
@@ -21,9 +23,22 @@ def hold(x: Tensor, steps: int, batch: int) -> Tensor:
     return unfold_time(x, steps) if len(x) == steps * batch else repeat(x.unsqueeze(0), steps)
 
 
+def pool_sums(x: Tensor, steps: int, carry: Carry | None, name: str, *args: Any, **kwargs: Any) -> Tensor:
+    """The max-pooling `name` of running sums, on time folded into the batch; its state crosses from call to call."""
+
+    def pool(sums: Tensor) -> Tensor:
+        return FUNCTIONS[name](sums, *args, **kwargs)
+
+    def advance(state: SummedState | None) -> tuple[Tensor, SummedState]:
+        return dynamics.max_pool_of_sums(unfold_time(x, steps), pool, state)
+
+    return fold_time(advance(None)[0] if carry is None else carry.through(advance))
+
+
 SPIKING_FUNCTIONS: dict[str, Callable[..., Any]] = {
     **FUNCTIONS,
     "hold": hold,
+    "pool_sums": pool_sums,
     "fold_time": fold_time,
     "unfold_time": unfold_time,
 }
@@ -81,7 +96,10 @@ def spiking(ann: fx.GraphModule, neurons: Mapping[str, nn.Module]) -> fx.GraphMo
             for source in node.all_input_nodes:
                 if varies and source not in varying and source.op != "get_attr":
                     arguments[source] = graph.call_function(fold_time, (held(source),))
-            new[node] = graph.node_copy(node, arguments.__getitem__)
+            if node.target is max_pool_of_sums:
+                new[node] = _pooled(graph, node, arguments[node.args[0]], (steps, carry) if varies else None)
+            else:
+                new[node] = graph.node_copy(node, arguments.__getitem__)
             if varies:
                 varying.add(node)
             if node.op == "call_module":
@@ -91,6 +109,14 @@ def spiking(ann: fx.GraphModule, neurons: Mapping[str, nn.Module]) -> fx.GraphMo
         if new[node].target is not fold_time:
             new[node].meta["ann"] = node.name
     return fx.GraphModule(parts, graph, "ConvertedGraph")
+
+
+def _pooled(graph: fx.Graph, node: fx.Node, source: fx.Node, time: tuple[fx.Node, fx.Node] | None) -> fx.Node:
+    """The node `max_pool_of_sums` of `source`: over time, or of values that are the same at every step."""
+    _, name, *settings = node.args
+    if time is None:
+        return graph.call_function(FUNCTIONS[str(name)], (source, *settings), dict(node.kwargs))
+    return graph.call_function(pool_sums, (source, *time, name, *settings), dict(node.kwargs))
 
 
 class GraphSNN(SpikingNetwork):

@@ -110,6 +110,11 @@ def mean_axes(x: Tensor, axes: Sequence[int], keepdim: bool) -> Tensor:
     return x.mean(list(axes), keepdim=keepdim)
 
 
+def max_pool_of_sums(x: Tensor, name: str, *args: Any, **kwargs: Any) -> Tensor:
+    """The max-pooling `name` of `FUNCTIONS`. Over time it pools running sums: `ranvier.dynamics.max_pool_of_sums`."""
+    return FUNCTIONS[name](x, *args, **kwargs)
+
+
 FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "adaptive_avg_pool1d": F.adaptive_avg_pool1d,
     "adaptive_avg_pool2d": F.adaptive_avg_pool2d,
@@ -123,6 +128,7 @@ FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "interpolate": F.interpolate,
     "max_pool1d": F.max_pool1d,
     "max_pool2d": F.max_pool2d,
+    "max_pool_of_sums": max_pool_of_sums,
     "mean_axes": mean_axes,
     "mul": operator.mul,
     "pad": F.pad,

@@ -21,6 +21,7 @@ from ranvier.dynamics.integrate_and_fire import (
     plif_scan,
     plif_step,
 )
+from ranvier.dynamics.max_pool import SummedState, max_pool_of_sums
 from ranvier.dynamics.quantized import qcfs
 from ranvier.dynamics.rectified import clip, relu
 from ranvier.dynamics.reset import Reset, reset
@@ -40,6 +41,7 @@ __all__ = [
     "Rectangle",
     "Reset",
     "Sigmoid",
+    "SummedState",
     "Surrogate",
     "Triangle",
     "affine_scan",
@@ -55,6 +57,7 @@ __all__ = [
     "lif_step",
     "lifb_scan",
     "lifb_step",
+    "max_pool_of_sums",
     "plif_scan",
     "plif_step",
     "qcfs",

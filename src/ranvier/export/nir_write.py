@@ -390,6 +390,7 @@ class _Writer:
             remedy = {
                 "max_pool2d": "Train with average pooling: max-pooling of spikes needs a unit that NIR has not.",
                 "adaptive_max_pool2d": "Train with average pooling.",
+                "max_pool_of_sums": "Train with average pooling.",
                 "cat": "Add instead of concatenating, as residual networks do.",
             }.get(name, "Convertible are convolutions, linear layers, average pooling, sums, factors and flattening.")
             raise self.refuse(node, f"({name}) cannot be said in NIR", remedy)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ranvier import dynamics, provenance
 from ranvier.atomic import replacing
 from ranvier.checks import check_count, shape_of
-from ranvier.dynamics import ConvertedState
+from ranvier.dynamics import ConvertedState, SummedState
 from ranvier.dynamics.scan import per_channel
 from ranvier.export.receipt import BATCH, ExportError, Port, Receipt, Runner, check_parity
 from ranvier.models import SpikingNetwork
@@ -409,8 +409,12 @@ class OneStep(nn.Module):
         """What each tensor holds, and one like it."""
         if any(self.stepped):
             self.examples.append(("steps so far", _no_steps()))
-        self.slots = tuple(self._slots(name, state) for name, state in zip(names.found, states, strict=True))
-        """For each neuron and each field of its state its place among the tensors, or None where it is empty."""
+        neurons = iter(names.found)
+        self.slots = tuple(
+            self._slots("max-pooling" if kind is SummedState else next(neurons), state)
+            for kind, state in zip(self.kinds, states, strict=True)
+        )
+        """For each state and each field of it its place among the tensors, or None where it is empty."""
 
     def _slots(self, name: str, state: Any) -> tuple[int | None, ...]:
         if not hasattr(state, "_fields") or not all(isinstance(value, Tensor) for value in state):
@@ -423,7 +427,9 @@ class OneStep(nn.Module):
     def _slot(self, name: str, field: str, value: Tensor) -> int | None:
         if value.numel() == 0:
             return None
-        what = {"v": "potentials", "emitted": "spikes less negative ones so far"}.get(field, field)
+        what = {"v": "potentials", "emitted": "spikes less negative ones so far", "total": "sums so far"}.get(
+            field, field
+        )
         self.examples.append((f"{what} of {name.removesuffix('.neuron')}", value))
         return len(self.examples) - 1
 

@@ -1,6 +1,6 @@
 """Time: stateless layers run on it folded into the batch, neurons run over it, and state crosses from call to call."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor, nn
@@ -55,6 +55,10 @@ class Carry:
 
     def run(self, neuron: Neuron, current: Tensor) -> Tensor:
         """Run `neuron` on `[T, B, ...]` from its carried state, and carry its new one."""
+        return self.through(lambda state: neuron(current, state, return_state=True))
+
+    def through(self, advance: Callable[[Any], tuple[Tensor, Any]]) -> Tensor:
+        """What `advance(state) -> (result, state)` gives, from the next carried state; the new one is carried on."""
         state = None
         if self.before is not None:
             if len(self.after) >= len(self.before):
@@ -63,9 +67,9 @@ class Carry:
                     "Pass the state that this very network returned, or None to start from rest."
                 )
             state = self.before[len(self.after)]
-        spikes, state = neuron(current, state, return_state=True)
+        result, state = advance(state)
         self.after.append(state)
-        return spikes
+        return result
 
     def finish(self) -> tuple[Any, ...]:
         """All new states, once every neuron has run."""
