@@ -100,6 +100,7 @@ def convert(
     keep_weights: bool = False,
     images: int = 2600,
     test_images: int | None = None,
+    image_size: int | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
     settings: Settings = Settings(),  # noqa: B008 - frozen
@@ -132,6 +133,7 @@ def convert(
         images: Training images to calibrate on, none of those that the ANN's recipe held out; up to 600 are fitted on,
             and the others decide between settings.
         test_images: Score on the first so many test images; by default on all.
+        image_size: Resize images to this height and width, for the factory's network.
         mean: Mean of each channel that the factory's network was trained with; by default that of the training images.
         std: Standard deviation, likewise.
         settings: Fine print.
@@ -156,6 +158,7 @@ def convert(
         images=images,
         test_images=test_images,
         settings=settings,
+        image_size=image_size,
         mean=mean,
         std=std,
         device=device,

@@ -123,7 +123,7 @@ def test_streamed_images_check_labels() -> None:
 @pytest.mark.parametrize(
     ("image", "shape", "message"),
     [
-        (Image.new("RGB", (5, 4)), (3, 4, 4), "image 9 is 4x5 but the first one is 4x4 .* Pass size="),
+        (Image.new("RGB", (5, 4)), (3, 4, 4), "image 9 is 4x5 but the first one is 4x4 .* size="),
         (Image.new("RGB", (4, 4)), (1, 4, 4), r"image 9 is in colour \(RGB\).* Pass grayscale="),
         (Image.new("I;16", (4, 4)), (1, 4, 4), "image 9 has mode I;16, expected 8 bits"),
         (Image.new("F", (4, 4)), (1, 4, 4), "image 9 has mode F, expected 8 bits"),

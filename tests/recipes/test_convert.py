@@ -3,8 +3,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -129,6 +131,9 @@ def tiny():
 
 def number():
     return 3
+
+def sized(size):
+    return tiny()
 """
 
 
@@ -157,6 +162,7 @@ def test_a_factory_of_ones_own(package: Path) -> None:
         ("my_anns:tiny", {"data": "digits"}, "--weights"),
         ("my_anns:tiny", {"weights": "tiny.safetensors"}, "--data"),
         ("my_anns:absent", {"weights": "tiny.safetensors", "data": "digits"}, "no function 'absent'"),
+        ("my_anns:sized", {"weights": "tiny.safetensors", "data": "digits"}, "without arguments .*'size'"),
         ("my_anns:number", {"weights": "tiny.safetensors", "data": "digits"}, "returned a int"),
         ("no_such_package:tiny", {"weights": "tiny.safetensors", "data": "digits"}, "cannot import"),
         ("my_anns:tiny", {"weights": "my_anns.py", "data": "digits"}, "not a complete safetensors"),
@@ -167,11 +173,28 @@ def test_factories_that_do_not_fit(package: Path, ann: str, options: dict, messa
         convert(ann, "out", steps=2, quiet=True, **options)
 
 
+def test_images_are_resized_for_a_factory(package: Path) -> None:
+    for part, count in (("train", 8), ("test", 4)):
+        for label in range(10):
+            folder = package / "images" / part / str(label)
+            folder.mkdir(parents=True)
+            for number in range(count):
+                size = (10, 12 + number)  # neither square nor alike
+                Image.fromarray(np.full(size, 20 * label + number, dtype=np.uint8)).save(folder / f"{number}.png")
+    shared: dict[str, Any] = {"weights": "tiny.safetensors", "data": "images", "steps": 2, "quiet": True}
+    with pytest.raises(ValueError, match="--image-size"):
+        convert("my_anns:tiny", "out", **shared)
+    result = convert("my_anns:tiny", "out", image_size=8, settings=FAST, **shared)
+    assert result.accuracy.total == 40
+    assert evaluate(package / "out").accuracy.accuracy == result.accuracy.accuracy
+
+
 def test_weights_that_are_not_there(package: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere\.safetensors"):
         convert("my_anns:tiny", "out", weights="nowhere.safetensors", data="digits", steps=2, quiet=True)
 
 
 def test_weights_are_for_factories(ann: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="--weights is for"):
-        convert(str(ann), tmp_path, weights="a.safetensors", steps=2, quiet=True)
+    for name, value in (("weights", "a.safetensors"), ("image_size", 8)):
+        with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} is for"):
+            convert(str(ann), tmp_path, **{name: value}, steps=2, quiet=True)  # type: ignore[arg-type]

@@ -230,7 +230,7 @@ def _pixels(image: Image, shape: tuple[int, int, int], resize: bool, drop_color:
         if not resize:
             raise ValueError(
                 f"{what} is {image.height}x{image.width} but the first one is {height}x{width} [pixels]. "
-                "Pass size=(height, width) to resize all."
+                "Resize all to one size: --image-size, or size=(height, width) in load_images."
             )
         image = image.resize((width, height), Resampling.BILINEAR)  # Pillow widens the filter when it shrinks
     pixels = np.array(image)

@@ -1,6 +1,7 @@
 """From a trained ANN on disk to a spiking network on disk."""
 
 import importlib
+import inspect
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
@@ -95,6 +96,7 @@ def convert(
     images: int = 2600,
     test_images: int | None = None,
     settings: Settings | None = None,
+    image_size: int | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
     device: torch.device | str = "cpu",
@@ -119,6 +121,7 @@ def convert(
             of them, or three in five if there are fewer, are fitted on, and the others decide between settings.
         test_images: Score on the first so many test images only; None for all.
         settings: Fine print.
+        image_size: Resize images to this height and width, for the factory's network; None keeps them.
         mean: Of each channel, as the factory's network was trained with; None takes it from the training images.
         std: Likewise.
         device: Where to run.
@@ -132,7 +135,7 @@ def convert(
     if (out / RESULTS).exists():
         raise FileExistsError(f"{out} holds the results of a run. Choose another --out.")
     provenance.check_device(device)
-    source = _load_ann(ann, weights, data, mean, std)
+    source = _load_ann(ann, weights, data, image_size, mean, std)
     splits = source.splits
     normalization = source.form.normalization
     count = min(images, len(splits.train) - 1)
@@ -216,12 +219,13 @@ def _load_ann(
     ann: str,
     weights: str | Path | None,
     data: str | None,
+    image_size: int | None,
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
 ) -> _Source:
     if ":" in ann and not Path(ann).exists():
-        return _load_factory(ann, weights, data, mean, std)
-    for name, value in (("weights", weights), ("mean", mean), ("std", std)):
+        return _load_factory(ann, weights, data, image_size, mean, std)
+    for name, value in (("weights", weights), ("image-size", image_size), ("mean", mean), ("std", std)):
         if value is not None:
             raise ValueError(
                 f"--{name} is for an ANN given as package.module:factory; {ann} is a file or folder that has its own."
@@ -240,6 +244,7 @@ def _load_factory(
     ann: str,
     weights: str | Path | None,
     data: str | None,
+    image_size: int | None,
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
 ) -> _Source:
@@ -260,11 +265,18 @@ def _load_factory(
     factory: Callable[[], Any] | None = getattr(module, factory_name, None)
     if not callable(factory):
         raise ValueError(f"{module_name} has no function {factory_name!r}. Pass package.module:factory.")
+    try:
+        inspect.signature(factory).bind()
+    except TypeError as error:
+        raise ValueError(
+            f"{ann} cannot be called without arguments ({error}). Write a function that passes them: "
+            f"def my_{factory_name}(): return {factory_name}(...)."
+        ) from error
     model = factory()
     if not isinstance(model, nn.Module):
         raise ValueError(f"{ann}() returned a {type(model).__name__}, but must return a torch.nn.Module.")
     load_parameters(model, load_foreign_tensors(weights), str(weights))
-    recipe = TrainingRecipe(name=factory_name, data=data)
+    recipe = TrainingRecipe(name=factory_name, data=data, image_size=image_size)
     splits = load_data(recipe)
     assert isinstance(splits, ImageSplits)
     form = InputFormat.of(splits)
