@@ -260,7 +260,9 @@ def test_empty_split(load: Callable[..., ImageSplits], monkeypatch: pytest.Monke
 def test_different_sizes(tmp_path: Path, load: Callable[..., ImageSplits]) -> None:
     columns = rows(3)
     columns["image"][2] = picture(2, size=(6, 6))
-    with pytest.raises(ValueError, match=r"farm/train: image 2 is 6x6 but the first one is 5x6 .*--image-size, or size="):
+    with pytest.raises(
+        ValueError, match=r"farm/train: image 2 is 6x6 but the first one is 5x6 .*--image-size, or size="
+    ):
         load(parquet_folder(tmp_path / "farm", train=columns, test=rows(2)))
 
 

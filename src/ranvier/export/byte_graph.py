@@ -14,7 +14,8 @@ from torch import fx, nn
 from ranvier.conversion.spiking import GraphSNN
 from ranvier.export.byte_spikes import SPIKING, ByteConv2d, BytePool2d, Bytes, Numbers, takes_bytes
 from ranvier.export.lean_neurons import Lean, LeanConvertedIF
-from ranvier.nn.structure import Activation, is_hooked
+from ranvier.nn.hooks import is_hooked
+from ranvier.nn.structure import Activation
 
 POOLS: dict[Any, tuple[type[nn.Module], tuple[str, ...]]] = {
     F.max_pool2d: (nn.MaxPool2d, ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")),

@@ -23,7 +23,8 @@ from ranvier.export.lean_neurons import Lean, LeanIF, LeanLIF, LeanPLIF
 from ranvier.kernels.derived import Derived
 from ranvier.models import Network
 from ranvier.nn import TimeFolded
-from ranvier.nn.structure import Activation, Block, Chain, Concat, Residual, is_hooked
+from ranvier.nn.hooks import is_hooked
+from ranvier.nn.structure import Activation, Block, Chain, Concat, Residual
 
 LARGEST_WEIGHT = 127
 LARGEST_BYTE = 127

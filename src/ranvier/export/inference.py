@@ -27,8 +27,9 @@ from ranvier.kernels.dispatch import Choice, Implementation, choose, compile_who
 from ranvier.models import Network, SpikingNetwork
 from ranvier.nn import BatchNorm, Carry, Neuron, ProxyActivation, ProxyNorm, TimeFolded, fold_time, unfold_time
 from ranvier.nn.converted import fixed_copy
+from ranvier.nn.hooks import is_hooked
 from ranvier.nn.memory import PackedConv2d
-from ranvier.nn.structure import Chain, is_hooked
+from ranvier.nn.structure import Chain
 
 Precision = Literal["int8", "bfloat16", "float32"]
 """Of convolutions and linear layers."""

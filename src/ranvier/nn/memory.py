@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ranvier.kernels.convolution import convolve, differentiate, fits
+from ranvier.nn.hooks import is_hooked
 from ranvier.nn.neurons import IF, LIF, PLIF
-from ranvier.nn.structure import Activation, Chain, Concat, Residual, is_hooked
+from ranvier.nn.structure import Activation, Chain, Concat, Residual
 from ranvier.nn.time import TimeFolded
 
 BYTE = 255
@@ -55,6 +57,9 @@ class _PackedConvolution(torch.autograd.Function):
         ctx.largest, ctx.dtype, ctx.settings = largest, spikes.dtype, settings
         ctx.bias_sizes = None if bias is None else [len(bias)]
         ctx.channels_last = spikes.is_contiguous(memory_format=torch.channels_last)
+        stride, padding, dilation, groups = settings
+        if bias is None and fits(spikes, weight, dilation, groups):
+            return convolve(spikes, weight, list(stride), list(padding))
         return torch.conv2d(spikes, weight, bias, *settings)
 
     @staticmethod
@@ -65,7 +70,9 @@ class _PackedConvolution(torch.autograd.Function):
         spikes = unpack(packed, weight.shape[1] * groups, ctx.largest, ctx.dtype)
         if not ctx.channels_last:
             spikes = spikes.contiguous()  # sums are taken in another order on other memory
-        needed = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.bias_sizes is not None]
+        needed = [*ctx.needs_input_grad[:2], ctx.bias_sizes is not None]
+        if not needed[2] and fits(spikes, weight, dilation, groups):
+            return *differentiate(grad, spikes, weight, list(stride), list(padding), needed[:2]), *[None] * 6
         grads = torch.ops.aten.convolution_backward(
             grad, spikes, weight, ctx.bias_sizes, stride, padding, dilation, False, [0, 0], groups, needed
         )

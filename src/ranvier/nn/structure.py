@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ranvier.checks import shape_of
+from ranvier.nn.hooks import is_hooked
 from ranvier.nn.neurons import IF, LIF, LIFB, PLIF
 from ranvier.nn.normalization import BatchNorm, Statistics
 from ranvier.nn.normalized import normalized
@@ -161,13 +162,6 @@ def _is_plain(layer: nn.Module) -> bool:
     """Whether a second call on the same input gives the same output: neurons of this library, without hooks."""
     plain = type(layer) is Activation and type(layer.neuron) in (IF, LIF, PLIF, LIFB)
     return plain and not any(is_hooked(part) for part in layer.modules())
-
-
-def is_hooked(module: nn.Module) -> bool:
-    """Whether hooks see or change what goes in or comes out of a module."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
 
 
 def _run(part: nn.Module, x: Tensor, carry: Carry | None) -> Tensor:

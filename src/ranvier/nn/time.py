@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ranvier.checks import check_sequence
+from ranvier.nn.convolution import run_layer
 from ranvier.nn.neurons import Neuron
 
 
@@ -35,7 +36,10 @@ class TimeFolded(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """Map `[T, B, ...]` to `[T, B, ...]`."""
         check_sequence("input", x)
-        return unfold_time(super().forward(fold_time(x)), x.shape[0])
+        y = fold_time(x)
+        for layer in self:
+            y = run_layer(layer, y)
+        return unfold_time(y, x.shape[0])
 
 
 class Carry:

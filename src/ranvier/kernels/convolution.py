@@ -1,0 +1,201 @@
+"""Convolutions that are faster where their input is spikes, with unchanged results: float32 stays float32.
+
+    y = conv(s, w) + b
+
+On a CPU whose matrix unit takes bfloat16 only (AMX), products of spikes with float32 weights, and with float32
+gradients, are exact in three parts of bfloat16 each: see `ranvier.kernels.native_convolution`. Sums are rounded in
+float32, as in any convolution, and in another order. Whether values are spikes, or sums of few, is seen when they are
+read; where they are not, and where it would not pay, the convolution is that of torch.
+
+Numbers below 2^-100 lose digits, since the unit takes what is smaller than 2^-126 for zero; weights and gradients that
+are infinite give NaN.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+# The fakes repeat the schemas of their operators.
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ranvier.kernels import native_convolution
+from ranvier.kernels.fused_scan import is_traced
+
+SAMPLE = 2**12
+"""Values that tell, mostly, whether an input is of spikes."""
+
+
+def fits(x: Tensor, weight: Tensor, dilation: Sequence[int], groups: int) -> bool:
+    """Whether the convolutions of spikes can run here on a tensor like this; nothing of its values or sizes.
+
+    Args:
+        x: Input, `[N, C, H, W]`.
+        weight: `[O, C, kernel height, kernel width]`.
+        dilation: Of y and x; only 1.
+        groups: Only 1.
+    """
+    if x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32 or x.ndim != 4:
+        return False
+    if groups != 1 or tuple(dilation) != (1, 1) or weight.device != x.device:
+        return False
+    if torch.is_autocast_enabled("cpu") or _is_watched(x, weight):
+        return False
+    return _unit_is_there() and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def explain_convolutions() -> str:
+    """Say what runs float32 convolutions of spikes on this machine's CPU, and why."""
+    obstacle = native_convolution.obstacle()
+    return "matrix unit (AMX), in three parts of bfloat16" if obstacle is None else f"those of torch ({obstacle})"
+
+
+def convolution(x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int]) -> Tensor:
+    """Convolution of an input that may be spikes.
+
+    Args:
+        x: `[N, C, H, W]`, of which `fits` says that it fits.
+        weight: `[O, C, kernel height, kernel width]`.
+        stride: Of y and x.
+        padding: Zeros on either side, of y and x.
+
+    Returns:
+        `[N, O, H', W']`, channels-last.
+    """
+    stride, padding = list(stride), list(padding)
+    if not is_traced(x, weight):
+        if not (native_convolution.pays(x, weight) and _seems_spikes(x)):
+            return torch.conv2d(x, weight, None, stride, padding)
+        if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+            output: Tensor = _Convolution.apply(x, weight, stride, padding)
+            return output
+    return convolve(x, weight, stride, padding)
+
+
+def convolve(x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> Tensor:
+    """What `convolution` gives, for who has the gradients from `differentiate`."""
+    if is_traced(x, weight):
+        output: Tensor = _operator(x, weight, stride, padding)
+        return output
+    return _convolve(x, weight, stride, padding)
+
+
+def differentiate(
+    grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int], needed: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of x and of the weight, each if it is `needed`."""
+    if is_traced(grad, x, weight) or not torch._C._has_storage(grad):
+        found = _backward_operator(grad, x, weight, stride, padding, list(needed))
+        return found[0] if needed[0] else None, found[1] if needed[1] else None
+    return _differentiate(grad, x, weight, stride, padding, needed)
+
+
+def _convolve(x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> Tensor:
+    if native_convolution.pays(x, weight):
+        output = native_convolution.forward(_laid_out(x), _laid_out(weight), stride, padding)
+        if output is not None:
+            return output
+    return _laid_out(torch.conv2d(x, weight, None, stride, padding))
+
+
+def _differentiate(
+    grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int], needed: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    if native_convolution.pays(x, weight):
+        tensors = _laid_out(grad), _laid_out(x), _laid_out(weight)
+        grad_weight = native_convolution.grad_weight(*tensors, stride, padding) if needed[1] else None
+        if grad_weight is not None or not needed[1]:
+            return native_convolution.grad_spikes(*tensors, stride, padding) if needed[0] else None, grad_weight
+    return _differentiate_plainly(grad, x, weight, stride, padding, needed)
+
+
+def _differentiate_plainly(
+    grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int], needed: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    plain = [1, 1], False, [0, 0], 1, [*needed, False]
+    found = torch.ops.aten.convolution_backward(grad, x, weight, None, stride, padding, *plain)
+    return found[0], found[1]
+
+
+def _is_watched(*tensors: Tensor) -> bool:
+    """Whether something looks on that knows torch's convolutions, such as what counts operations; not torch.compile."""
+    if torch.compiler.is_compiling():
+        return torch.compiler.is_exporting()
+    return is_traced(*tensors)
+
+
+def _laid_out(tensor: Tensor) -> Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last)
+
+
+def _seems_spikes(x: Tensor) -> bool:
+    """Whether the first values have no more digits than a bfloat16: spares what is none of spikes the look at it."""
+    few = x[0].permute(1, 2, 0).flatten()[:SAMPLE]
+    return torch.equal(few.bfloat16().float(), few)
+
+
+def _unit_is_there() -> bool:
+    return native_convolution.obstacle() is None
+
+
+# What torch.compiler.assume_constant_result sets, see `ranvier.kernels.dispatch`: the tracer cannot read /proc.
+_unit_is_there._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+class _Convolution(torch.autograd.Function):
+    """The operators below without what makes them operators, which costs 50 us a call."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.settings = stride, padding
+        return _convolve(x, weight, stride, padding)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        # Gradients of gradients are wanted where this is recorded: those of torch have them.
+        find = _differentiate_plainly if torch.is_grad_enabled() else differentiate
+        (x, weight), (stride, padding) = ctx.saved_tensors, ctx.settings
+        return *find(grad, x, weight, stride, padding, ctx.needs_input_grad[:2]), None, None
+
+
+@torch.library.custom_op("ranvier::convolution", mutates_args=())
+def _operator(x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> Tensor:
+    return _convolve(x, weight, stride, padding)
+
+
+@_operator.register_fake
+def _(x, weight, stride, padding):
+    size = native_convolution.output_size(x.shape[2:], weight.shape[2:], stride, padding)
+    return _laid_out(x.new_empty(len(x), len(weight), *size))
+
+
+@torch.library.custom_op("ranvier::convolution_backward", mutates_args=())
+def _backward_operator(
+    grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int], needed: list[bool]
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x and of the weight; an empty one for what is not needed."""
+    found = _differentiate(grad, x, weight, stride, padding, needed)
+    return tuple(x.new_empty(0) if one is None else _laid_out(one) for one in found)  # type: ignore[return-value]
+
+
+@_backward_operator.register_fake
+def _(_grad, x, weight, _stride, _padding, needed):
+    return tuple(
+        torch.empty_like(tensor, memory_format=torch.channels_last) if need else tensor.new_empty(0)
+        for tensor, need in zip((x, weight), needed, strict=True)
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, *ctx.settings = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _from_context(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    (x, weight), (stride, padding) = ctx.saved_tensors, ctx.settings
+    return *differentiate(grad, x, weight, stride, padding, ctx.needs_input_grad[:2]), None, None
+
+
+_operator.register_autograd(_from_context, setup_context=_setup_context)

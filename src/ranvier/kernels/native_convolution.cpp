@@ -1,0 +1,424 @@
+// Convolutions of spikes, and their gradients, in float32 on the matrix unit of an x86 processor (AMX), which multiplies
+// bfloat16 and adds in float32. native_convolution.py compiles this file; images are [N, H, W, channels] in memory.
+//
+// A float32 has 24 bits: three bfloat16 of 8 bits each make it up exactly, x = x0 + x1 + x2. A spike, or a sum of few, is
+// one. So the products of a convolution of spikes are exact in three parts, and their sum is rounded as in float32:
+//
+//   output            s * w       s (w2 + w1 + w0)
+//   gradient of w     s * g       s (g2 + g1 + g0)
+//   gradient of s     g * w       g0 w2 + g0 w1 + g1 w1 + g1 w0 + g0 w0 + g2 w0; what is left out is below 2^-24
+//
+// The unit has eight tiles of 16 rows of 64 bytes. Four hold sums of 32 x 32 numbers, two and two what is multiplied.
+// Rows are images: those of one place lie side by side in blocks of 32, so any image size and stride is a matter of where
+// a tile begins. Every sum is taken in one order, however many threads there are.
+
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+namespace {
+
+using Half = uint16_t;  // a bfloat16
+
+constexpr int64_t BLOCK = 32;              // images, or channels
+constexpr int64_t TILE = 16 * BLOCK;       // bfloat16 in a tile
+constexpr int64_t PAIR = 2 * TILE;         // 32 x 32 of them, in two tiles
+constexpr int64_t CHUNK = 1 << 20;         // bytes that the gradient of weights works on at once; should fit into a L2
+constexpr int64_t TAPS = 1024;             // most weights of a channel
+
+int64_t blocks(int64_t number) { return (number + BLOCK - 1) / BLOCK; }
+
+// Numbers `place ...` of a row of `count`: 16, or 0 beyond them.
+__m512 load(const float* row, int64_t place, int64_t count) {
+    if (count - place >= 16) return _mm512_loadu_ps(row + place);
+    return _mm512_maskz_loadu_ps(count > place ? (1u << (count - place)) - 1 : 0, row + place);
+}
+
+// The parts of float32, the largest first.
+template <int PARTS>
+void split(__m512 rest, __m256i* part) {
+    for (int p = 0; p < PARTS; ++p) {
+        part[p] = (__m256i)_mm512_cvtneps_pbh(rest);
+        if (p + 1 < PARTS)
+            rest -= _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(part[p]), 16));
+    }
+}
+
+// Of 16 lanes each, `low` and `high` side by side: the pairs that the unit multiplies with pairs.
+__m512i interleave(__m256i low, __m256i high) {
+    return _mm512_or_si512(_mm512_cvtepu16_epi32(low), _mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16));
+}
+
+void transpose(__m512i* rows) {  // 16 x 16 words
+    __m512i t[16];
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4)
+        for (int j = 0; j < 2; ++j) {
+            rows[i + 2 * j] = _mm512_unpacklo_epi64(t[i + j], t[i + j + 2]);
+            rows[i + 2 * j + 1] = _mm512_unpackhi_epi64(t[i + j], t[i + j + 2]);
+        }
+    for (int half = 0; half < 16; half += 8)
+        for (int i = 0; i < 4; ++i) {
+            t[half + i] = _mm512_shuffle_i32x4(rows[half + i], rows[half + i + 4], 0x88);
+            t[half + i + 4] = _mm512_shuffle_i32x4(rows[half + i], rows[half + i + 4], 0xdd);
+        }
+    for (int i = 0; i < 8; ++i) {
+        rows[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+        rows[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+    }
+}
+
+struct Images {
+    int64_t count, height, width, channels;
+    int64_t places() const { return height * width; }
+    const float* row(const float* x, int64_t image, int64_t y, int64_t column) const {
+        return x + ((image * height + y) * width + column) * channels;
+    }
+    int64_t place(int64_t block, int64_t y, int64_t column) const { return (block * height + y) * width + column; }
+};
+
+// What all functions are given: `Conv` in native_convolution.py. `out_*` are sizes of the output.
+struct Conv {
+    int64_t images, height, width, channels, out_height, out_width, out_channels;
+    int64_t kernel_height, kernel_width, stride_y, stride_x, padding_y, padding_x, threads;
+
+    int64_t taps() const { return kernel_height * kernel_width; }
+    Images input() const { return {images, height, width, channels}; }
+    Images output() const { return {images, out_height, out_width, out_channels}; }
+    // Sizes of what is laid out: spikes in one part, weights and gradients in three, and sums for the weights.
+    int64_t rows() const { return blocks(images) * input().places() * blocks(channels) * PAIR; }
+    int64_t sums() const { return blocks(out_channels) * taps() * blocks(channels) * PAIR; }
+    int64_t weights() const { return 3 * sums(); }
+    int64_t grads() const { return 3 * blocks(images) * output().places() * blocks(out_channels) * PAIR; }
+};
+
+// Adds to `bits` those that a bfloat16 of this float32 would lack.
+void lack(__m512 value, __m512i& bits) {
+    bits = _mm512_or_si512(bits, _mm512_and_si512(_mm512_castps_si512(value), _mm512_set1_epi32(0xFFFF)));
+}
+
+// Images as rows: [block of images][y][x][part][block of channels][32 images][32 channels]. Whether they are all there:
+// in one part, what a bfloat16 cannot hold is not, and the rest is left out then.
+template <int PARTS>
+bool lay_rows(const Images& form, const float* x, Half* to, int64_t threads) {
+    const int64_t across = blocks(form.channels);
+    bool inexact = false;
+#pragma omp parallel for collapse(2) schedule(static) num_threads(threads) reduction(|| : inexact)
+    for (int64_t block = 0; block < blocks(form.count); ++block)
+        for (int64_t y = 0; y < form.height; ++y) {
+            if (inexact) continue;
+            __m512i bits = _mm512_setzero_si512();
+            for (int64_t i = 0; i < BLOCK; ++i)
+                for (int64_t column = 0; column < form.width; ++column) {
+                    const int64_t image = block * BLOCK + i, there = image < form.count ? form.channels : 0;
+                    const float* from = form.row(x, image, y, column);
+                    Half* place = to + form.place(block, y, column) * PARTS * across * PAIR + i * BLOCK;
+                    for (int64_t c = 0; c < across; ++c, place += PAIR)
+                        for (int64_t half = 0; half < BLOCK; half += 16) {
+                            const __m512 value = load(from, c * BLOCK + half, there);
+                            if (PARTS == 1) lack(value, bits);
+                            __m256i part[PARTS];
+                            split<PARTS>(value, part);
+                            for (int p = 0; p < PARTS; ++p)
+                                _mm256_storeu_si256((__m256i*)(place + p * across * PAIR + half), part[p]);
+                        }
+                }
+            inexact = inexact || _mm512_test_epi32_mask(bits, bits);
+        }
+    return !inexact;
+}
+
+// Images as columns: [block of images][y][x][block of channels][32 channels][32 images]. Whether they are all there.
+bool lay_columns(const Images& form, const float* x, Half* to, int64_t threads) {
+    const int64_t across = blocks(form.channels);
+    bool inexact = false;
+#pragma omp parallel for collapse(2) schedule(static) num_threads(threads) reduction(|| : inexact)
+    for (int64_t block = 0; block < blocks(form.count); ++block)
+        for (int64_t y = 0; y < form.height; ++y) {
+            if (inexact) continue;
+            __m512i bits = _mm512_setzero_si512();
+            for (int64_t column = 0; column < form.width; ++column) {
+                Half* place = to + form.place(block, y, column) * across * PAIR;
+                for (int64_t c = 0; c < 2 * across; ++c, place += TILE) {
+                    __m512i rows[16];
+                    for (int i = 0; i < 16; ++i) {
+                        __m256i half[2];
+                        for (int j = 0; j < 2; ++j) {
+                            const int64_t image = block * BLOCK + 2 * i + j, there = image < form.count ? form.channels : 0;
+                            const __m512 value = load(form.row(x, image, y, column), 16 * c, there);
+                            lack(value, bits);
+                            split<1>(value, half + j);
+                        }
+                        rows[i] = interleave(half[0], half[1]);
+                    }
+                    transpose(rows);
+                    for (int i = 0; i < 16; ++i) _mm512_storeu_si512(place + i * BLOCK, rows[i]);
+                }
+            }
+            inexact = inexact || _mm512_test_epi32_mask(bits, bits);
+        }
+    return !inexact;
+}
+
+// Pairs of images: [block of images][y][x][part][block of channels][two tiles][16 pairs][16 channels][2].
+void lay_pairs(const Images& form, const float* x, Half* to, int64_t threads) {
+    const int64_t across = blocks(form.channels);
+#pragma omp parallel for collapse(2) schedule(static) num_threads(threads)
+    for (int64_t block = 0; block < blocks(form.count); ++block)
+        for (int64_t y = 0; y < form.height; ++y)
+            for (int64_t i = 0; i < 16; ++i)
+                for (int64_t column = 0; column < form.width; ++column) {
+                    Half* place = to + form.place(block, y, column) * 3 * across * PAIR + i * BLOCK;
+                    for (int64_t c = 0; c < 2 * across; ++c, place += TILE) {
+                        __m256i part[2][3];
+                        for (int j = 0; j < 2; ++j) {
+                            const int64_t image = block * BLOCK + 2 * i + j;
+                            split<3>(load(form.row(x, image, y, column), 16 * c, image < form.count ? form.channels : 0), part[j]);
+                        }
+                        for (int p = 0; p < 3; ++p)
+                            _mm512_storeu_si512(place + p * across * PAIR, interleave(part[0][p], part[1][p]));
+                    }
+                }
+}
+
+// Weights [O, taps, C] for the output: [block of O][tap][block of C][part][two tiles][16 pairs of C][16 of O][2].
+void lay_weights(const float* weight, Half* to, int64_t outs, int64_t taps, int64_t ins, int64_t threads) {
+#pragma omp parallel for collapse(2) schedule(static) num_threads(threads)
+    for (int64_t o = 0; o < 2 * blocks(outs); ++o)
+        for (int64_t tap = 0; tap < taps; ++tap)
+            for (int64_t c = 0; c < blocks(ins); ++c) {
+                __m512i rows[3][16];
+                for (int64_t i = 0; i < 16; ++i) {
+                    const int64_t out = 16 * o + i;
+                    const float* from = weight + (out * taps + tap) * ins;
+                    __m256i part[2][3];
+                    for (int j = 0; j < 2; ++j) split<3>(load(from, c * BLOCK + 16 * j, out < outs ? ins : 0), part[j]);
+                    for (int p = 0; p < 3; ++p)
+                        rows[p][i] = _mm512_inserti64x4(_mm512_castsi256_si512(part[0][p]), part[1][p], 1);
+                }
+                Half* place = to + (((o / 2) * taps + tap) * blocks(ins) + c) * 3 * PAIR + o % 2 * TILE;
+                for (int p = 0; p < 3; ++p) {
+                    transpose(rows[p]);
+                    for (int i = 0; i < 16; ++i) _mm512_storeu_si512(place + p * PAIR + i * BLOCK, rows[p][i]);
+                }
+            }
+}
+
+// The same for the gradient of the input, which sums over O: [block of C][tap][block of O][part]...[pairs of O][of C][2].
+void lay_turned_weights(const float* weight, Half* to, int64_t outs, int64_t taps, int64_t ins, int64_t threads) {
+#pragma omp parallel for collapse(2) schedule(static) num_threads(threads)
+    for (int64_t c = 0; c < 2 * blocks(ins); ++c)
+        for (int64_t tap = 0; tap < taps; ++tap)
+            for (int64_t o = 0; o < 16 * blocks(outs); ++o) {  // pairs
+                __m256i part[2][3];
+                for (int j = 0; j < 2; ++j) {
+                    const int64_t out = 2 * o + j;
+                    split<3>(load(weight + (out * taps + tap) * ins, 16 * c, out < outs ? ins : 0), part[j]);
+                }
+                Half* place = to + (((c / 2) * taps + tap) * blocks(outs) + o / 16) * 3 * PAIR + c % 2 * TILE + o % 16 * BLOCK;
+                for (int p = 0; p < 3; ++p) _mm512_storeu_si512(place + p * PAIR, interleave(part[0][p], part[1][p]));
+            }
+}
+
+// Tells the unit that all tiles have 16 rows of 64 bytes, while it lives.
+struct Tiles {
+    Tiles() {
+        struct alignas(64) {
+            uint8_t palette = 1, start = 0, unused[14] = {};
+            uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+            uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+        } form;
+        _tile_loadconfig(&form);
+    }
+    ~Tiles() { _tile_release(); }
+};
+
+// Tiles 0 .. 3 are sums, 4 and 5 rows, 6 and 7 columns; the instructions take their numbers as constants.
+#define CLEAR() do { _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3); } while (0)
+#define ROWS(from) do { const Half* at = from; _tile_loadd(4, at, 64); _tile_loadd(5, at + TILE, 64); } while (0)
+#define COLUMNS(from) do { const Half* at = from; _tile_loadd(6, at, 64); _tile_loadd(7, at + TILE, 64); } while (0)
+#define MULTIPLY() \
+    do { _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7); _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7); } while (0)
+
+// Writes a tile of sums, 16 images by 16 channels, or those of them that exist.
+#define PUT(tile, image, channel)                                                                       \
+    do {                                                                                                \
+        const int64_t rows = to.count - (image), columns = to.channels - (channel);                     \
+        if (rows >= 16 && columns >= 16) {                                                              \
+            _tile_stored(tile, (float*)to.row(sums, image, y, x) + (channel), 4 * apart);               \
+        } else if (rows > 0 && columns > 0) {                                                           \
+            _tile_stored(tile, part, 64);                                                               \
+            for (int64_t i = 0; i < std::min<int64_t>(rows, 16); ++i)                                   \
+                std::memcpy((float*)to.row(sums, (image) + i, y, x) + (channel), part + 16 * i,         \
+                            4 * std::min<int64_t>(columns, 16));                                        \
+        }                                                                                               \
+    } while (0)
+
+// Sums over all taps and channels for every place of `to`. BACK: `from` is the output, and `to` what it was made from.
+template <bool BACK>
+void gather(const Conv& conv, const Images& from, const Half* rows, const Half* weights, const Images& to, float* sums) {
+    constexpr int PARTS = BACK ? 3 : 1;
+    const int64_t taps = conv.taps(), across = blocks(from.channels);
+    const int64_t apart = to.places() * to.channels;
+#pragma omp parallel num_threads(conv.threads)
+    {
+        const Tiles tiles;
+        alignas(64) float part[256];
+        int64_t place[TAPS], tap[TAPS];
+#pragma omp for collapse(3) schedule(static)
+        for (int64_t out = 0; out < blocks(to.channels); ++out)
+            for (int64_t block = 0; block < blocks(to.count); ++block)
+                for (int64_t y = 0; y < to.height; ++y)
+                    for (int64_t x = 0; x < to.width; ++x) {
+                        int count = 0;
+                        for (int64_t a = 0; a < conv.kernel_height; ++a)
+                            for (int64_t b = 0; b < conv.kernel_width; ++b) {
+                                int64_t v, u;
+                                if (BACK) {
+                                    v = y + conv.padding_y - a, u = x + conv.padding_x - b;
+                                    if (v < 0 || u < 0 || v % conv.stride_y || u % conv.stride_x) continue;
+                                    v /= conv.stride_y, u /= conv.stride_x;
+                                } else {
+                                    v = y * conv.stride_y + a - conv.padding_y, u = x * conv.stride_x + b - conv.padding_x;
+                                }
+                                if (v < 0 || u < 0 || v >= from.height || u >= from.width) continue;
+                                place[count] = from.place(block, v, u) * PARTS * across * PAIR;
+                                tap[count++] = a * conv.kernel_width + b;
+                            }
+                        CLEAR();
+                        for (int k = 0; k < count; ++k) {
+                            const Half* s = rows + place[k];
+                            const Half* w = weights + (out * taps + tap[k]) * across * 3 * PAIR;
+                            for (int64_t c = 0; c < across; ++c, s += PAIR, w += 3 * PAIR) {
+                                ROWS(s);
+                                COLUMNS(w + 2 * PAIR);
+                                MULTIPLY();
+                                COLUMNS(w + PAIR);
+                                MULTIPLY();
+                                if (BACK) {
+                                    ROWS(s + across * PAIR);
+                                    MULTIPLY();
+                                }
+                                COLUMNS(w);
+                                MULTIPLY();
+                                if (BACK) {
+                                    ROWS(s);
+                                    MULTIPLY();
+                                    ROWS(s + 2 * across * PAIR);
+                                    MULTIPLY();
+                                }
+                            }
+                        }
+                        const int64_t image = block * BLOCK, channel = out * BLOCK;
+                        PUT(0, image, channel);
+                        PUT(1, image, channel + 16);
+                        PUT(2, image + 16, channel);
+                        PUT(3, image + 16, channel + 16);
+                    }
+    }
+}
+
+}  // namespace
+
+// Asks Linux for the use of the unit; 0 where it grants it.
+extern "C" int64_t allow() { return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */); }
+
+// The functions below are given numbers of bfloat16 for themselves: so many of them.
+extern "C" int64_t scratch_forward(const Conv* conv) { return conv->rows() + conv->weights(); }
+extern "C" int64_t scratch_grad_spikes(const Conv* conv) { return conv->grads() + conv->weights(); }
+extern "C" int64_t scratch_grad_weight(const Conv* conv) { return conv->rows() + conv->grads() + 2 * conv->sums(); }
+
+// 0, and no output, where the spikes are no spikes, but numbers that a bfloat16 cannot hold.
+extern "C" int64_t forward(const Conv* conv, const float* spikes, const float* weight, float* output, Half* scratch) {
+    const Images from = conv->input(), to = conv->output();
+    Half* weights = scratch + conv->rows();
+    if (!lay_rows<1>(from, spikes, scratch, conv->threads)) return 0;
+    lay_weights(weight, weights, to.channels, conv->taps(), from.channels, conv->threads);
+    gather<false>(*conv, from, scratch, weights, to, output);
+    return 1;
+}
+
+extern "C" void grad_spikes(const Conv* conv, const float* grad, const float* weight, float* to_spikes, Half* scratch) {
+    const Images from = conv->output(), to = conv->input();
+    Half* weights = scratch + conv->grads();
+    lay_rows<3>(from, grad, scratch, conv->threads);
+    lay_turned_weights(weight, weights, from.channels, conv->taps(), to.channels, conv->threads);
+    gather<true>(*conv, from, scratch, weights, to, to_spikes);
+}
+
+// 0, and no gradient, where the spikes are none.
+extern "C" int64_t grad_weight(const Conv* given, const float* grad, const float* spikes, float* to_weight, Half* scratch) {
+    const Conv conv = *given;
+    const Images in = conv.input(), out = conv.output();
+    const int64_t taps = conv.taps(), ins = blocks(in.channels), outs = blocks(out.channels);
+    Half* grads = scratch + conv.rows();
+    float* sums = (float*)(grads + conv.grads());
+    if (!lay_columns(in, spikes, scratch, conv.threads)) return 0;
+    lay_pairs(out, grad, grads, conv.threads);
+    const int64_t row = 2 * PAIR * out.width * (3 * outs + conv.stride_y * conv.stride_x * ins);
+    const int64_t rows = std::max<int64_t>(1, std::min(out.height, CHUNK / row));
+#pragma omp parallel num_threads(conv.threads)
+    {
+        const Tiles tiles;
+        for (int64_t block = 0; block < blocks(in.count); ++block)
+            for (int64_t begin = 0; begin < out.height; begin += rows) {
+                // A thread has the same sums in every round, so none waits for another.
+#pragma omp for collapse(3) schedule(static) nowait
+                for (int64_t c = 0; c < ins; ++c)
+                    for (int64_t o = 0; o < outs; ++o)
+                        for (int64_t tap = 0; tap < taps; ++tap) {
+                            float* sum = sums + ((c * outs + o) * taps + tap) * PAIR;
+                            if (block + begin == 0) {
+                                CLEAR();
+                            } else {
+                                _tile_loadd(0, sum, 64);
+                                _tile_loadd(1, sum + 256, 64);
+                                _tile_loadd(2, sum + 512, 64);
+                                _tile_loadd(3, sum + 768, 64);
+                            }
+                            const int64_t a = tap / conv.kernel_width - conv.padding_y, b = tap % conv.kernel_width - conv.padding_x;
+                            for (int64_t y = begin; y < std::min(begin + rows, out.height); ++y) {
+                                const int64_t v = y * conv.stride_y + a;
+                                if (v < 0 || v >= in.height) continue;
+                                for (int64_t x = 0; x < out.width; ++x) {
+                                    const int64_t u = x * conv.stride_x + b;
+                                    if (u < 0 || u >= in.width) continue;
+                                    const Half* g = grads + (out.place(block, y, x) * 3 * outs + o) * PAIR;
+                                    ROWS(scratch + (in.place(block, v, u) * ins + c) * PAIR);
+                                    for (int p = 2; p >= 0; --p) {
+                                        COLUMNS(g + p * outs * PAIR);
+                                        MULTIPLY();
+                                    }
+                                }
+                            }
+                            _tile_stored(0, sum, 64);
+                            _tile_stored(1, sum + 256, 64);
+                            _tile_stored(2, sum + 512, 64);
+                            _tile_stored(3, sum + 768, 64);
+                        }
+            }
+#pragma omp barrier
+    }
+    // [block of C][block of O][tap][two halves of C][two of O][16 of C][16 of O] to [O, taps, C]
+#pragma omp parallel for collapse(2) schedule(static) num_threads(conv.threads)
+    for (int64_t o = 0; o < 2 * outs; ++o)
+        for (int64_t tap = 0; tap < taps; ++tap)
+            for (int64_t c = 0; c < 2 * ins; ++c) {
+                __m512i rows[16];
+                const float* sum = sums + ((c / 2 * outs + o / 2) * taps + tap) * PAIR + (c % 2 * 2 + o % 2) * 256;
+                for (int i = 0; i < 16; ++i) rows[i] = _mm512_loadu_si512(sum + 16 * i);
+                transpose(rows);
+                const int64_t count = std::min<int64_t>(16, in.channels - 16 * c);
+                for (int64_t i = 0; i < 16 && 16 * o + i < out.channels && count > 0; ++i)
+                    _mm512_mask_storeu_epi32(to_weight + ((16 * o + i) * taps + tap) * in.channels + 16 * c,
+                                             (__mmask16)((1u << count) - 1), rows[i]);
+            }
+    return 1;
+}

@@ -1,0 +1,149 @@
+"""Convolutions of spikes in float32 on the matrix unit of x86 processors, AMX, and their gradients.
+
+The unit multiplies bfloat16, 16 times as many a cycle as vectors multiply float32, and adds in float32. Spikes are
+bfloat16 already, and what they are multiplied with is the sum of three: see `native_convolution.cpp`.
+"""
+
+import ctypes
+import functools
+import math
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ranvier import provenance
+from ranvier.kernels.native_library import ask_for_huge_pages, load
+
+SOURCE = Path(__file__).with_suffix(".cpp")
+
+NEEDED = ("amx_tile", "amx_bf16", "avx512f", "avx512_bf16")
+"""Features of the processor."""
+
+BLOCK = 32
+"""Images, and channels, that are taken at once."""
+
+FULL = 0.6
+"""Part of all products in such blocks that must exist for the rest to be wasted."""
+
+FEWEST_PRODUCTS = 256
+"""Products in a sum from which it is worth laying out what they are made of: 3x3 weights of 32 channels have 288."""
+
+MOST_TAPS = 1024
+"""Weights of a channel, `TAPS` in the source."""
+
+
+class _Conv(ctypes.Structure):
+    """What all functions are given: `Conv` in the source."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_int64)
+        for name in (
+            *("images", "height", "width", "channels", "out_height", "out_width", "out_channels"),
+            *("kernel_height", "kernel_width", "stride_y", "stride_x", "padding_y", "padding_x", "threads"),
+        )
+    )
+
+
+def _conv(input: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int]) -> _Conv:
+    images, channels, *size = input.shape
+    out_channels, _, *kernel = weight.shape
+    out_size = output_size(size, kernel, stride, padding)
+    numbers = (images, *size, channels, *out_size, out_channels, *kernel, *stride, *padding)
+    return _Conv(*numbers, torch.get_num_threads())
+
+
+def output_size(
+    size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]
+) -> tuple[int, ...]:
+    """Height and width of what a convolution gives."""
+    return tuple((n + 2 * p - k) // s + 1 for n, k, s, p in zip(size, kernel, stride, padding, strict=True))
+
+
+def pays(input: Tensor, weight: Tensor) -> bool:
+    """Whether blocks are full enough, and sums long enough, to be faster than ordinary convolutions of float32."""
+    outs, ins, *kernel = weight.shape
+    taps = kernel[0] * kernel[1]
+    full = math.prod(size / (BLOCK * -(-size // BLOCK)) for size in (len(input), ins, outs)) >= FULL
+    return full and taps * ins >= FEWEST_PRODUCTS and taps <= MOST_TAPS
+
+
+def forward(spikes: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int]) -> Tensor | None:
+    """Output `[N, O, H', W']` of a convolution; None where an input of these values is none of spikes.
+
+    All tensors here are float32, four-dimensional and channels-last.
+
+    Args:
+        spikes: `[N, C, H, W]`, numbers that bfloat16 holds exactly.
+        weight: `[O, C, kernel height, kernel width]`.
+        stride: Of y and x.
+        padding: Zeros on either side.
+    """
+    conv = _conv(spikes, weight, stride, padding)
+    output = _new((conv.images, conv.out_channels, conv.out_height, conv.out_width))
+    done = _run("forward", conv, spikes, weight, output)
+    return output if done else None
+
+
+def grad_spikes(grad: Tensor, spikes: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int]) -> Tensor:
+    """Gradient of the input, which may be any; arguments as above, and the gradient of the output."""
+    output = _new(spikes.shape)
+    _run("grad_spikes", _conv(spikes, weight, stride, padding), grad, weight, output)
+    return output
+
+
+def grad_weight(
+    grad: Tensor, spikes: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int]
+) -> Tensor | None:
+    """Gradient of the weight; None where these are no spikes."""
+    output = _new(weight.shape)
+    done = _run("grad_weight", _conv(spikes, weight, stride, padding), grad, spikes, output)
+    return output if done else None
+
+
+def _new(shape: Sequence[int]) -> Tensor:
+    made = torch.empty(tuple(shape), memory_format=torch.channels_last)
+    ask_for_huge_pages(made)
+    return made
+
+
+def _run(name: str, conv: _Conv, first: Tensor, second: Tensor, output: Tensor) -> bool:
+    library = _library()
+    scratch = torch.empty(getattr(library, f"scratch_{name}")(ctypes.byref(conv)), dtype=torch.bfloat16)
+    ask_for_huge_pages(scratch)
+    pointers = (tensor.data_ptr() for tensor in (first, second, output, scratch))
+    return bool(getattr(library, name)(ctypes.byref(conv), *pointers))
+
+
+@functools.cache
+def obstacle() -> str | None:
+    """What keeps the convolutions from running here; None if nothing does."""
+    if not sys.platform.startswith("linux"):
+        return "the use of AMX is asked of Linux."
+    features = provenance.processor_features().split()
+    missing = [feature for feature in NEEDED if feature not in features]
+    if missing:
+        return f"this processor lacks {', '.join(missing)}."
+    if provenance.cpp_compiler() is None:
+        return "they need a C++ compiler and found none. Install one (Debian: apt-get install g++) or set CXX."
+    try:
+        library = _library()
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        return f"{error}."
+    return "Linux does not grant the use of AMX to this process." if library.allow() else None
+
+
+@functools.cache
+def _library() -> Any:
+    library = load(SOURCE, ())
+    for name in ("forward", "grad_spikes", "grad_weight"):
+        function, scratch = getattr(library, name), getattr(library, f"scratch_{name}")
+        function.argtypes = [ctypes.POINTER(_Conv), *[ctypes.c_void_p] * 4]
+        scratch.argtypes = [ctypes.POINTER(_Conv)]
+        function.restype = scratch.restype = ctypes.c_int64
+    library.grad_spikes.restype = None
+    return library

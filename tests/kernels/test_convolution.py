@@ -1,0 +1,149 @@
+"""Which convolutions are taken for those of spikes, and that all around them stays as it was."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from ranvier.kernels import native_convolution
+from ranvier.kernels.convolution import (
+    _backward_operator,
+    _operator,
+    convolution,
+    convolve,
+    differentiate,
+    explain_convolutions,
+    fits,
+)
+
+needs_unit = pytest.mark.skipif(native_convolution.obstacle() is not None, reason=str(native_convolution.obstacle()))
+PLAIN: tuple[Any, ...] = ([1, 1], [1, 1])
+
+
+def channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def layer(spikes: bool = True, images: int = 40) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(images, 32, 6, 5, generator=generator)
+    return channels_last((x > 1).float() if spikes else x), channels_last(
+        torch.randn(64, 32, 3, 3, generator=generator)
+    )
+
+
+def gradients(function: Callable[..., Tensor], x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+    x, weight = x.clone().requires_grad_(), weight.clone().requires_grad_()
+    y = function(x, weight)
+    upstream = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+    return y.detach(), *torch.autograd.grad(y, (x, weight), channels_last(upstream))
+
+
+@needs_unit
+@pytest.mark.parametrize("compiled", [False, True])
+def test_values_and_gradients_are_those_of_the_unit(compiled: bool) -> None:
+    def ours(x: Tensor, weight: Tensor) -> Tensor:
+        return convolution(x, weight, *PLAIN)
+
+    x, weight = layer()
+    run = torch.compile(ours, fullgraph=True, backend="aot_eager") if compiled else ours
+    got = gradients(run, x, weight)
+    wanted = gradients(lambda x, weight: torch.conv2d(x, weight, None, *PLAIN), x, weight)
+    for one, other in zip(got, wanted, strict=True):
+        assert one.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-4)
+    assert torch.equal(got[0], native_convolution.forward(x, weight, *PLAIN))  # type: ignore[arg-type]
+
+
+@needs_unit
+@pytest.mark.parametrize("images", [40, 4])
+@pytest.mark.parametrize("spikes", [False, True])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_all_else_is_the_convolution_of_torch_to_the_bit(spikes: bool, images: int, compiled: bool) -> None:
+    if spikes and images == 40:
+        pytest.skip("is the unit's")
+    x, weight = layer(spikes, images)
+
+    def ours(x: Tensor, weight: Tensor) -> Tensor:
+        return convolution(x, weight, *PLAIN)
+
+    run = torch.compile(ours, fullgraph=True, backend="aot_eager") if compiled else ours
+    got = gradients(run, x, weight)
+    wanted = gradients(lambda x, weight: torch.conv2d(x, weight, None, *PLAIN), x, weight)
+    assert all(torch.equal(one, other) for one, other in zip(got, wanted, strict=True))
+
+
+@needs_unit
+def test_late_digits_are_seen_though_the_first_values_are_spikes() -> None:
+    x, weight = layer()
+    x[-1, -1, -1, -1] = 0.1
+    wanted = gradients(lambda x, weight: torch.conv2d(x, weight, None, *PLAIN), x, weight)
+    got = gradients(lambda x, weight: convolution(x, weight, *PLAIN), x, weight)
+    assert all(torch.equal(one, other) for one, other in zip(got, wanted, strict=True))
+
+
+@needs_unit
+def test_gradients_of_gradients() -> None:
+    x, weight = layer()
+
+    def twice(function: Callable[..., Tensor]) -> Tensor:
+        w = weight.clone().requires_grad_()
+        (first,) = torch.autograd.grad(function(x, w).square().mean(), w, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), w)[0]
+
+    wanted = twice(lambda x, w: torch.conv2d(x, w, None, *PLAIN))
+    torch.testing.assert_close(twice(lambda x, w: convolution(x, w, *PLAIN)), wanted, rtol=1e-4, atol=1e-6)
+
+
+@needs_unit
+def test_only_the_gradients_that_are_needed() -> None:
+    x, weight = layer()
+    grad = torch.ones_like(convolve(x, weight, *PLAIN))
+    for needed in ([True, False], [False, True], [False, False]):
+        found = differentiate(grad, x, weight, *PLAIN, needed)
+        assert [one is not None for one in found] == needed
+    whole = torch.autograd.grad(convolution(x.requires_grad_(), weight, *PLAIN).sum(), x)
+    assert torch.equal(whole[0], differentiate(grad, x.detach(), weight, *PLAIN, [True, False])[0])  # type: ignore[arg-type]
+
+
+@needs_unit
+def test_operators_keep_their_promises() -> None:
+    x, weight = layer()
+    torch.library.opcheck(_operator, (x.requires_grad_(), weight.requires_grad_(), *PLAIN))
+    grad = channels_last(torch.ones(40, 64, 6, 5))
+    torch.library.opcheck(_backward_operator, (grad, x.detach(), weight.detach(), *PLAIN, [True, False]))
+
+
+@needs_unit
+def test_where_it_does_not_fit() -> None:
+    x, weight = layer()
+    assert fits(x, weight, (1, 1), 1)
+    assert not fits(x, weight, (2, 1), 1)
+    assert not fits(x, weight[:, :16], (1, 1), 2)
+    assert not fits(x.contiguous(), weight, (1, 1), 1)
+    assert not fits(x.double(), weight.double(), (1, 1), 1)
+    assert not fits(x.to("meta"), weight.to("meta"), (1, 1), 1)
+    assert not fits(x[0], weight, (1, 1), 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not fits(x, weight, (1, 1), 1)
+    seen: list[bool] = []
+    torch.func.vmap(lambda one: seen.append(fits(one, weight, (1, 1), 1)) or one)(x.unsqueeze(0))
+    assert seen == [False]
+
+
+def test_without_the_unit_nothing_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native_convolution, "obstacle", lambda: "this processor lacks amx_bf16.")
+    assert not fits(*layer(), (1, 1), 1)
+    assert explain_convolutions() == "those of torch (this processor lacks amx_bf16.)"
+
+
+@needs_unit
+def test_operations_are_counted_as_ever() -> None:
+    x, weight = layer()
+    with FlopCounterMode(display=False) as counter:
+        assert not fits(x, weight, (1, 1), 1)
+        torch.conv2d(x, weight, None, *PLAIN)
+    assert counter.get_total_flops() == 2 * 40 * 64 * 32 * 9 * 6 * 5
