@@ -46,7 +46,7 @@ def gradients(function: Callable[..., Tensor], x: Tensor, weight: Tensor) -> tup
 @pytest.mark.parametrize("compiled", [False, True])
 def test_values_and_gradients_are_those_of_the_unit(compiled: bool) -> None:
     def ours(x: Tensor, weight: Tensor) -> Tensor:
-        return convolution(x, weight, *PLAIN)
+        return convolution(x, weight, None, *PLAIN)
 
     x, weight = layer()
     run = torch.compile(ours, fullgraph=True, backend="aot_eager") if compiled else ours
@@ -55,7 +55,7 @@ def test_values_and_gradients_are_those_of_the_unit(compiled: bool) -> None:
     for one, other in zip(got, wanted, strict=True):
         assert one.is_contiguous(memory_format=torch.channels_last)
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-4)
-    assert torch.equal(got[0], native_convolution.forward(x, weight, *PLAIN))  # type: ignore[arg-type]
+    assert torch.equal(got[0], native_convolution.forward(x, weight, None, *PLAIN))  # type: ignore[arg-type]
 
 
 @needs_unit
@@ -68,7 +68,7 @@ def test_all_else_is_the_convolution_of_torch_to_the_bit(spikes: bool, images: i
     x, weight = layer(spikes, images)
 
     def ours(x: Tensor, weight: Tensor) -> Tensor:
-        return convolution(x, weight, *PLAIN)
+        return convolution(x, weight, None, *PLAIN)
 
     run = torch.compile(ours, fullgraph=True, backend="aot_eager") if compiled else ours
     got = gradients(run, x, weight)
@@ -81,7 +81,7 @@ def test_late_digits_are_seen_though_the_first_values_are_spikes() -> None:
     x, weight = layer()
     x[-1, -1, -1, -1] = 0.1
     wanted = gradients(lambda x, weight: torch.conv2d(x, weight, None, *PLAIN), x, weight)
-    got = gradients(lambda x, weight: convolution(x, weight, *PLAIN), x, weight)
+    got = gradients(lambda x, weight: convolution(x, weight, None, *PLAIN), x, weight)
     assert all(torch.equal(one, other) for one, other in zip(got, wanted, strict=True))
 
 
@@ -95,26 +95,26 @@ def test_gradients_of_gradients() -> None:
         return torch.autograd.grad(first.square().sum(), w)[0]
 
     wanted = twice(lambda x, w: torch.conv2d(x, w, None, *PLAIN))
-    torch.testing.assert_close(twice(lambda x, w: convolution(x, w, *PLAIN)), wanted, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(twice(lambda x, w: convolution(x, w, None, *PLAIN)), wanted, rtol=1e-4, atol=1e-6)
 
 
 @needs_unit
 def test_only_the_gradients_that_are_needed() -> None:
     x, weight = layer()
-    grad = torch.ones_like(convolve(x, weight, *PLAIN))
-    for needed in ([True, False], [False, True], [False, False]):
+    grad = torch.ones_like(convolve(x, weight, None, *PLAIN))
+    for needed in ([True, False, True], [False, True, False], [False, False, True]):
         found = differentiate(grad, x, weight, *PLAIN, needed)
         assert [one is not None for one in found] == needed
-    whole = torch.autograd.grad(convolution(x.requires_grad_(), weight, *PLAIN).sum(), x)
-    assert torch.equal(whole[0], differentiate(grad, x.detach(), weight, *PLAIN, [True, False])[0])  # type: ignore[arg-type]
+    whole = torch.autograd.grad(convolution(x.requires_grad_(), weight, None, *PLAIN).sum(), x)
+    assert torch.equal(whole[0], differentiate(grad, x.detach(), weight, *PLAIN, [True, False, False])[0])  # type: ignore[arg-type]
 
 
 @needs_unit
 def test_operators_keep_their_promises() -> None:
     x, weight = layer()
-    torch.library.opcheck(_operator, (x.requires_grad_(), weight.requires_grad_(), *PLAIN))
+    torch.library.opcheck(_operator, (x.requires_grad_(), weight.requires_grad_(), torch.ones(64), *PLAIN))
     grad = channels_last(torch.ones(40, 64, 6, 5))
-    torch.library.opcheck(_backward_operator, (grad, x.detach(), weight.detach(), *PLAIN, [True, False]))
+    torch.library.opcheck(_backward_operator, (grad, x.detach(), weight.detach(), *PLAIN, [True, False, True]))
 
 
 @needs_unit

@@ -3,7 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
+from hypothesis import settings as with_settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -40,7 +41,7 @@ def differ(got: Tensor | None, exact: Tensor, size: Tensor) -> None:
     largest=st.integers(1, 255),
     seed=st.integers(0, 2**32),
 )
-@settings(max_examples=60, deadline=None)
+@with_settings(max_examples=60, deadline=None)
 def test_any_sizes_against_double_precision(
     images: int,
     channels: int,
@@ -56,6 +57,7 @@ def test_any_sizes_against_double_precision(
     spikes = channels_last(torch.randint(largest + 1, (images, channels, *size), generator=generator).float())
     weight = channels_last(torch.randn(out_channels, channels, *kernel, generator=generator))
     x, w = spikes.double().requires_grad_(), weight.double().requires_grad_()
+    bias = torch.randn(out_channels, generator=generator)
     exact = F.conv2d(x, w, None, stride, padding)
     grad = channels_last(torch.randn(exact.shape, generator=generator))
     exact.backward(grad.double())
@@ -66,7 +68,9 @@ def test_any_sizes_against_double_precision(
     assert w.grad is not None
     assert a.grad is not None
     assert b.grad is not None
-    differ(forward(spikes, weight, stride, padding), exact, sums)
+    differ(forward(spikes, weight, None, stride, padding), exact, sums)
+    shift = bias.double().view(-1, 1, 1)
+    differ(forward(spikes, weight, bias, stride, padding), exact + shift, sums + shift.abs())
     differ(grad_spikes(grad, spikes, weight, stride, padding), x.grad, a.grad)
     differ(grad_weight(grad, spikes, weight, stride, padding), w.grad, b.grad)
 
@@ -79,7 +83,7 @@ def test_all_digits_of_weights_and_gradients_count() -> None:
     spikes = channels_last(torch.zeros(33, 36, 3, 3))
     for image in range(33):
         spikes[image, image, 1, 1] = 1
-    output = forward(spikes, weight, (1, 1), (1, 1))
+    output = forward(spikes, weight, None, (1, 1), (1, 1))
     assert output is not None
     for image in range(33):
         assert torch.equal(output[image], weight[:, image].flip(1, 2))
@@ -103,13 +107,28 @@ def test_the_gradient_of_spikes_has_all_digits() -> None:
 
 
 @needs_unit
+def test_many_images_are_taken_in_parts() -> None:
+    generator = torch.Generator().manual_seed(3)
+    spikes = channels_last(torch.randint(2, (90, 32, 32, 32), generator=generator).float())
+    weight = channels_last(torch.randint(-9, 9, (32, 32, 3, 3), generator=generator).float())
+    grad = channels_last(torch.randint(-9, 9, (90, 32, 32, 32), generator=generator).float())
+    wanted = torch.ops.aten.convolution_backward(  # of whole numbers, which are not rounded
+        grad, spikes, weight, None, (1, 1), (1, 1), (1, 1), False, (0, 0), 1, (True, True, False)
+    )
+    settings = (1, 1), (1, 1)
+    assert torch.equal(forward(spikes, weight, None, *settings), F.conv2d(spikes, weight, None, *settings))  # type: ignore[arg-type]
+    assert torch.equal(grad_spikes(grad, spikes, weight, *settings), wanted[0])
+    assert torch.equal(grad_weight(grad, spikes, weight, *settings), wanted[1])  # type: ignore[arg-type]
+
+
+@needs_unit
 @pytest.mark.parametrize("stray", [1 / 3, 257.0, 1 + 2**-8])
 def test_what_is_not_made_of_spikes_is_told(stray: float) -> None:
     spikes, weight = channels_last(torch.ones(40, 32, 5, 5)), channels_last(torch.randn(32, 32, 3, 3))
     grad = channels_last(torch.randn(40, 32, 5, 5))
-    assert forward(spikes, weight, (1, 1), (1, 1)) is not None
+    assert forward(spikes, weight, None, (1, 1), (1, 1)) is not None
     spikes[39, 31, 4, 4] = stray
-    assert forward(spikes, weight, (1, 1), (1, 1)) is None
+    assert forward(spikes, weight, None, (1, 1), (1, 1)) is None
     assert grad_weight(grad, spikes, weight, (1, 1), (1, 1)) is None
 
 
@@ -126,7 +145,7 @@ def test_any_number_of_threads_gives_the_same_bits() -> None:
             torch.set_num_threads(threads)
             results.append(
                 (
-                    forward(spikes, weight, (1, 1), (1, 1)),
+                    forward(spikes, weight, None, (1, 1), (1, 1)),
                     grad_spikes(grad, spikes, weight, (1, 1), (1, 1)),
                     grad_weight(grad, spikes, weight, (1, 1), (1, 1)),
                 )

@@ -51,12 +51,15 @@ def explain_convolutions() -> str:
     return "matrix unit (AMX), in three parts of bfloat16" if obstacle is None else f"those of torch ({obstacle})"
 
 
-def convolution(x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int]) -> Tensor:
+def convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int]
+) -> Tensor:
     """Convolution of an input that may be spikes.
 
     Args:
         x: `[N, C, H, W]`, of which `fits` says that it fits.
         weight: `[O, C, kernel height, kernel width]`.
+        bias: `[O]`, or None.
         stride: Of y and x.
         padding: Zeros on either side, of y and x.
 
@@ -64,58 +67,60 @@ def convolution(x: Tensor, weight: Tensor, stride: Sequence[int], padding: Seque
         `[N, O, H', W']`, channels-last.
     """
     stride, padding = list(stride), list(padding)
-    if not is_traced(x, weight):
+    if not is_traced(x, weight, bias):
         if not (native_convolution.pays(x, weight) and _seems_spikes(x)):
-            return torch.conv2d(x, weight, None, stride, padding)
-        if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
-            output: Tensor = _Convolution.apply(x, weight, stride, padding)
+            return torch.conv2d(x, weight, bias, stride, padding)
+        learned = any(tensor is not None and tensor.requires_grad for tensor in (x, weight, bias))
+        if torch.is_grad_enabled() and learned:
+            output: Tensor = _Convolution.apply(x, weight, bias, stride, padding)
             return output
-    return convolve(x, weight, stride, padding)
+    return convolve(x, weight, bias, stride, padding)
 
 
-def convolve(x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> Tensor:
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int]) -> Tensor:
     """What `convolution` gives, for who has the gradients from `differentiate`."""
-    if is_traced(x, weight):
-        output: Tensor = _operator(x, weight, stride, padding)
+    if is_traced(x, weight, bias):
+        output: Tensor = _operator(x, weight, bias, stride, padding)
         return output
-    return _convolve(x, weight, stride, padding)
+    return _convolve(x, weight, bias, stride, padding)
 
 
 def differentiate(
     grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int], needed: Sequence[bool]
-) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of x and of the weight, each if it is `needed`."""
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of x, the weight and the bias, each if it is `needed`."""
     if is_traced(grad, x, weight) or not torch._C._has_storage(grad):
         found = _backward_operator(grad, x, weight, stride, padding, list(needed))
-        return found[0] if needed[0] else None, found[1] if needed[1] else None
+        return tuple(one if need else None for one, need in zip(found, needed, strict=True))  # type: ignore[return-value]
     return _differentiate(grad, x, weight, stride, padding, needed)
 
 
-def _convolve(x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> Tensor:
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int]) -> Tensor:
     if native_convolution.pays(x, weight):
-        output = native_convolution.forward(_laid_out(x), _laid_out(weight), stride, padding)
+        output = native_convolution.forward(_laid_out(x), _laid_out(weight), bias, stride, padding)
         if output is not None:
             return output
-    return _laid_out(torch.conv2d(x, weight, None, stride, padding))
+    return _laid_out(torch.conv2d(x, weight, bias, stride, padding))
 
 
 def _differentiate(
     grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int], needed: Sequence[bool]
-) -> tuple[Tensor | None, Tensor | None]:
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     if native_convolution.pays(x, weight):
         tensors = _laid_out(grad), _laid_out(x), _laid_out(weight)
         grad_weight = native_convolution.grad_weight(*tensors, stride, padding) if needed[1] else None
         if grad_weight is not None or not needed[1]:
-            return native_convolution.grad_spikes(*tensors, stride, padding) if needed[0] else None, grad_weight
+            grad_x = native_convolution.grad_spikes(*tensors, stride, padding) if needed[0] else None
+            return grad_x, grad_weight, grad.sum((0, 2, 3)) if needed[2] else None
     return _differentiate_plainly(grad, x, weight, stride, padding, needed)
 
 
 def _differentiate_plainly(
     grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int], needed: Sequence[bool]
-) -> tuple[Tensor | None, Tensor | None]:
-    plain = [1, 1], False, [0, 0], 1, [*needed, False]
-    found = torch.ops.aten.convolution_backward(grad, x, weight, None, stride, padding, *plain)
-    return found[0], found[1]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    plain = [1, 1], False, [0, 0], 1, list(needed)
+    found = torch.ops.aten.convolution_backward(grad, x, weight, [len(weight)], stride, padding, *plain)
+    return found[0], found[1], found[2]
 
 
 def _is_watched(*tensors: Tensor) -> bool:
@@ -147,26 +152,23 @@ class _Convolution(torch.autograd.Function):
     """The operators below without what makes them operators, which costs 50 us a call."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.settings = stride, padding
-        return _convolve(x, weight, stride, padding)
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        output = _convolve(*inputs)
+        _setup_context(ctx, inputs, output)
+        return output
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        # Gradients of gradients are wanted where this is recorded: those of torch have them.
-        find = _differentiate_plainly if torch.is_grad_enabled() else differentiate
-        (x, weight), (stride, padding) = ctx.saved_tensors, ctx.settings
-        return *find(grad, x, weight, stride, padding, ctx.needs_input_grad[:2]), None, None
+        return _from_context(ctx, grad)
 
 
 @torch.library.custom_op("ranvier::convolution", mutates_args=())
-def _operator(x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> Tensor:
-    return _convolve(x, weight, stride, padding)
+def _operator(x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int]) -> Tensor:
+    return _convolve(x, weight, bias, stride, padding)
 
 
 @_operator.register_fake
-def _(x, weight, stride, padding):
+def _(x, weight, _bias, stride, padding):
     size = native_convolution.output_size(x.shape[2:], weight.shape[2:], stride, padding)
     return _laid_out(x.new_empty(len(x), len(weight), *size))
 
@@ -174,28 +176,32 @@ def _(x, weight, stride, padding):
 @torch.library.custom_op("ranvier::convolution_backward", mutates_args=())
 def _backward_operator(
     grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int], needed: list[bool]
-) -> tuple[Tensor, Tensor]:
-    """Gradients of x and of the weight; an empty one for what is not needed."""
-    found = _differentiate(grad, x, weight, stride, padding, needed)
-    return tuple(x.new_empty(0) if one is None else _laid_out(one) for one in found)  # type: ignore[return-value]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, the weight and the bias; an empty one for what is not needed."""
+    grads = _differentiate(grad, x, weight, stride, padding, needed)
+    grad_x, grad_weight = (x.new_empty(0) if one is None else _laid_out(one) for one in grads[:2])
+    return grad_x, grad_weight, x.new_empty(0) if grads[2] is None else grads[2]
 
 
 @_backward_operator.register_fake
 def _(_grad, x, weight, _stride, _padding, needed):
-    return tuple(
-        torch.empty_like(tensor, memory_format=torch.channels_last) if need else tensor.new_empty(0)
-        for tensor, need in zip((x, weight), needed, strict=True)
+    grad_x, grad_weight = (
+        _laid_out(torch.empty_like(tensor)) if need else tensor.new_empty(0)
+        for tensor, need in zip((x, weight), needed[:2], strict=True)
     )
+    return grad_x, grad_weight, x.new_empty(len(weight) if needed[2] else 0)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, *ctx.settings = inputs
+    x, weight, _, *ctx.settings = inputs
     ctx.save_for_backward(x, weight)
 
 
 def _from_context(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    # Gradients of gradients are wanted where this is recorded: those of torch have them.
+    find = _differentiate_plainly if torch.is_grad_enabled() else differentiate
     (x, weight), (stride, padding) = ctx.saved_tensors, ctx.settings
-    return *differentiate(grad, x, weight, stride, padding, ctx.needs_input_grad[:2]), None, None
+    return *find(grad, x, weight, stride, padding, ctx.needs_input_grad[:3]), None, None
 
 
 _operator.register_autograd(_from_context, setup_context=_setup_context)

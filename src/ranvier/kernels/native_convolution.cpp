@@ -1,16 +1,16 @@
-// Convolutions of spikes, and their gradients, in float32 on the matrix unit of an x86 processor (AMX), which multiplies
+// Convolutions of spikes, and their gradients, in float32 on the matrix unit of x86 processors (AMX), which multiplies
 // bfloat16 and adds in float32. native_convolution.py compiles this file; images are [N, H, W, channels] in memory.
 //
-// A float32 has 24 bits: three bfloat16 of 8 bits each make it up exactly, x = x0 + x1 + x2. A spike, or a sum of few, is
-// one. So the products of a convolution of spikes are exact in three parts, and their sum is rounded as in float32:
+// A float32 has 24 bits: three bfloat16 of 8 bits each make it up exactly, x = x0 + x1 + x2. A spike, or a sum of few,
+// is one. So the products of a convolution of spikes are exact in three parts, and their sum is rounded as in float32:
 //
 //   output            s * w       s (w2 + w1 + w0)
 //   gradient of w     s * g       s (g2 + g1 + g0)
-//   gradient of s     g * w       g0 w2 + g0 w1 + g1 w1 + g1 w0 + g0 w0 + g2 w0; what is left out is below 2^-24
+//   gradient of s     g * w       g0 w2 + g0 w1 + g1 w1 + g1 w0 + g0 w0 + g2 w0, without what is below 2^-24 of it
 //
 // The unit has eight tiles of 16 rows of 64 bytes. Four hold sums of 32 x 32 numbers, two and two what is multiplied.
-// Rows are images: those of one place lie side by side in blocks of 32, so any image size and stride is a matter of where
-// a tile begins. Every sum is taken in one order, however many threads there are.
+// Rows are images: those of one place lie side by side in blocks of 32, so that image size and stride only say where a
+// tile begins. Every sum is taken in one order, however many threads there are.
 
 #include <immintrin.h>
 #include <sys/syscall.h>
@@ -28,6 +28,7 @@ constexpr int64_t BLOCK = 32;              // images, or channels
 constexpr int64_t TILE = 16 * BLOCK;       // bfloat16 in a tile
 constexpr int64_t PAIR = 2 * TILE;         // 32 x 32 of them, in two tiles
 constexpr int64_t CHUNK = 1 << 20;         // bytes that the gradient of weights works on at once; should fit into a L2
+constexpr int64_t PART = 1 << 23;          // numbers that are laid out at once, of spikes or of gradients
 constexpr int64_t TAPS = 1024;             // most weights of a channel
 
 int64_t blocks(int64_t number) { return (number + BLOCK - 1) / BLOCK; }
@@ -78,9 +79,12 @@ void transpose(__m512i* rows) {  // 16 x 16 words
 struct Images {
     int64_t count, height, width, channels;
     int64_t places() const { return height * width; }
+    int64_t size() const { return places() * channels; }
     const float* row(const float* x, int64_t image, int64_t y, int64_t column) const {
         return x + ((image * height + y) * width + column) * channels;
     }
+    // Channels of an image: none beyond the last.
+    int64_t there(int64_t image) const { return image < count ? channels : 0; }
     int64_t place(int64_t block, int64_t y, int64_t column) const { return (block * height + y) * width + column; }
 };
 
@@ -92,11 +96,24 @@ struct Conv {
     int64_t taps() const { return kernel_height * kernel_width; }
     Images input() const { return {images, height, width, channels}; }
     Images output() const { return {images, out_height, out_width, out_channels}; }
-    // Sizes of what is laid out: spikes in one part, weights and gradients in three, and sums for the weights.
-    int64_t rows() const { return blocks(images) * input().places() * blocks(channels) * PAIR; }
+
+    // Images are taken in parts, so that what is laid out is small beside them; this many at once.
+    int64_t together() const {
+        const int64_t spikes = input().places() * blocks(channels);
+        const int64_t grads = 3 * output().places() * blocks(out_channels);
+        return std::max<int64_t>(1, PART / (std::max(spikes, grads) * PAIR)) * BLOCK;
+    }
+    Conv part(int64_t first) const {
+        Conv conv = *this;
+        conv.images = std::min(images - first, together());
+        return conv;
+    }
+
+    // Numbers of what is laid out: spikes as they are, weights and gradients in three, and sums for the weights.
+    int64_t spikes() const { return blocks(part(0).images) * input().places() * blocks(channels) * PAIR; }
+    int64_t grads() const { return 3 * blocks(part(0).images) * output().places() * blocks(out_channels) * PAIR; }
     int64_t sums() const { return blocks(out_channels) * taps() * blocks(channels) * PAIR; }
     int64_t weights() const { return 3 * sums(); }
-    int64_t grads() const { return 3 * blocks(images) * output().places() * blocks(out_channels) * PAIR; }
 };
 
 // Adds to `bits` those that a bfloat16 of this float32 would lack.
@@ -117,12 +134,12 @@ bool lay_rows(const Images& form, const float* x, Half* to, int64_t threads) {
             __m512i bits = _mm512_setzero_si512();
             for (int64_t i = 0; i < BLOCK; ++i)
                 for (int64_t column = 0; column < form.width; ++column) {
-                    const int64_t image = block * BLOCK + i, there = image < form.count ? form.channels : 0;
+                    const int64_t image = block * BLOCK + i;
                     const float* from = form.row(x, image, y, column);
                     Half* place = to + form.place(block, y, column) * PARTS * across * PAIR + i * BLOCK;
                     for (int64_t c = 0; c < across; ++c, place += PAIR)
                         for (int64_t half = 0; half < BLOCK; half += 16) {
-                            const __m512 value = load(from, c * BLOCK + half, there);
+                            const __m512 value = load(from, c * BLOCK + half, form.there(image));
                             if (PARTS == 1) lack(value, bits);
                             __m256i part[PARTS];
                             split<PARTS>(value, part);
@@ -151,8 +168,8 @@ bool lay_columns(const Images& form, const float* x, Half* to, int64_t threads) 
                     for (int i = 0; i < 16; ++i) {
                         __m256i half[2];
                         for (int j = 0; j < 2; ++j) {
-                            const int64_t image = block * BLOCK + 2 * i + j, there = image < form.count ? form.channels : 0;
-                            const __m512 value = load(form.row(x, image, y, column), 16 * c, there);
+                            const int64_t image = block * BLOCK + 2 * i + j;
+                            const __m512 value = load(form.row(x, image, y, column), 16 * c, form.there(image));
                             lack(value, bits);
                             split<1>(value, half + j);
                         }
@@ -180,7 +197,7 @@ void lay_pairs(const Images& form, const float* x, Half* to, int64_t threads) {
                         __m256i part[2][3];
                         for (int j = 0; j < 2; ++j) {
                             const int64_t image = block * BLOCK + 2 * i + j;
-                            split<3>(load(form.row(x, image, y, column), 16 * c, image < form.count ? form.channels : 0), part[j]);
+                            split<3>(load(form.row(x, image, y, column), 16 * c, form.there(image)), part[j]);
                         }
                         for (int p = 0; p < 3; ++p)
                             _mm512_storeu_si512(place + p * across * PAIR, interleave(part[0][p], part[1][p]));
@@ -211,7 +228,7 @@ void lay_weights(const float* weight, Half* to, int64_t outs, int64_t taps, int6
             }
 }
 
-// The same for the gradient of the input, which sums over O: [block of C][tap][block of O][part]...[pairs of O][of C][2].
+// For the gradient of the input: [block of C][tap][block of O][part][two tiles][16 pairs of O][16 of C][2].
 void lay_turned_weights(const float* weight, Half* to, int64_t outs, int64_t taps, int64_t ins, int64_t threads) {
 #pragma omp parallel for collapse(2) schedule(static) num_threads(threads)
     for (int64_t c = 0; c < 2 * blocks(ins); ++c)
@@ -222,7 +239,8 @@ void lay_turned_weights(const float* weight, Half* to, int64_t outs, int64_t tap
                     const int64_t out = 2 * o + j;
                     split<3>(load(weight + (out * taps + tap) * ins, 16 * c, out < outs ? ins : 0), part[j]);
                 }
-                Half* place = to + (((c / 2) * taps + tap) * blocks(outs) + o / 16) * 3 * PAIR + c % 2 * TILE + o % 16 * BLOCK;
+                Half* block = to + (((c / 2) * taps + tap) * blocks(outs) + o / 16) * 3 * PAIR;
+                Half* place = block + c % 2 * TILE + o % 16 * BLOCK;
                 for (int p = 0; p < 3; ++p) _mm512_storeu_si512(place + p * PAIR, interleave(part[0][p], part[1][p]));
             }
 }
@@ -242,6 +260,14 @@ struct Tiles {
 
 // Tiles 0 .. 3 are sums, 4 and 5 rows, 6 and 7 columns; the instructions take their numbers as constants.
 #define CLEAR() do { _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3); } while (0)
+// All rows of the sums alike.
+#define BEGIN(row)                         \
+    do {                                   \
+        _tile_loadd(0, row, 0);            \
+        _tile_loadd(1, (row) + 16, 0);     \
+        _tile_loadd(2, row, 0);            \
+        _tile_loadd(3, (row) + 16, 0);     \
+    } while (0)
 #define ROWS(from) do { const Half* at = from; _tile_loadd(4, at, 64); _tile_loadd(5, at + TILE, 64); } while (0)
 #define COLUMNS(from) do { const Half* at = from; _tile_loadd(6, at, 64); _tile_loadd(7, at + TILE, 64); } while (0)
 #define MULTIPLY() \
@@ -261,21 +287,24 @@ struct Tiles {
         }                                                                                               \
     } while (0)
 
-// Sums over all taps and channels for every place of `to`. BACK: `from` is the output, and `to` what it was made from.
+// Sums over all taps and channels for every place of the output; BACK: of the input, from the gradient of the output.
 template <bool BACK>
-void gather(const Conv& conv, const Images& from, const Half* rows, const Half* weights, const Images& to, float* sums) {
+void gather(const Conv& conv, const Half* rows, const Half* weights, const float* bias, float* sums) {
+    const Images from = BACK ? conv.output() : conv.input(), to = BACK ? conv.input() : conv.output();
     constexpr int PARTS = BACK ? 3 : 1;
     const int64_t taps = conv.taps(), across = blocks(from.channels);
     const int64_t apart = to.places() * to.channels;
 #pragma omp parallel num_threads(conv.threads)
     {
         const Tiles tiles;
-        alignas(64) float part[256];
+        alignas(64) float part[256], begin[BLOCK];
         int64_t place[TAPS], tap[TAPS];
 #pragma omp for collapse(3) schedule(static)
         for (int64_t out = 0; out < blocks(to.channels); ++out)
             for (int64_t block = 0; block < blocks(to.count); ++block)
-                for (int64_t y = 0; y < to.height; ++y)
+                for (int64_t y = 0; y < to.height; ++y) {
+                    for (int64_t half = 0; half < BLOCK; half += 16)
+                        _mm512_store_ps(begin + half, load(bias, out * BLOCK + half, bias ? to.channels : 0));
                     for (int64_t x = 0; x < to.width; ++x) {
                         int count = 0;
                         for (int64_t a = 0; a < conv.kernel_height; ++a)
@@ -286,13 +315,14 @@ void gather(const Conv& conv, const Images& from, const Half* rows, const Half* 
                                     if (v < 0 || u < 0 || v % conv.stride_y || u % conv.stride_x) continue;
                                     v /= conv.stride_y, u /= conv.stride_x;
                                 } else {
-                                    v = y * conv.stride_y + a - conv.padding_y, u = x * conv.stride_x + b - conv.padding_x;
+                                    v = y * conv.stride_y + a - conv.padding_y;
+                                    u = x * conv.stride_x + b - conv.padding_x;
                                 }
                                 if (v < 0 || u < 0 || v >= from.height || u >= from.width) continue;
                                 place[count] = from.place(block, v, u) * PARTS * across * PAIR;
                                 tap[count++] = a * conv.kernel_width + b;
                             }
-                        CLEAR();
+                        BEGIN(begin);
                         for (int k = 0; k < count; ++k) {
                             const Half* s = rows + place[k];
                             const Half* w = weights + (out * taps + tap[k]) * across * 3 * PAIR;
@@ -322,46 +352,14 @@ void gather(const Conv& conv, const Images& from, const Half* rows, const Half* 
                         PUT(2, image + 16, channel);
                         PUT(3, image + 16, channel + 16);
                     }
+                }
     }
 }
 
-}  // namespace
-
-// Asks Linux for the use of the unit; 0 where it grants it.
-extern "C" int64_t allow() { return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */); }
-
-// The functions below are given numbers of bfloat16 for themselves: so many of them.
-extern "C" int64_t scratch_forward(const Conv* conv) { return conv->rows() + conv->weights(); }
-extern "C" int64_t scratch_grad_spikes(const Conv* conv) { return conv->grads() + conv->weights(); }
-extern "C" int64_t scratch_grad_weight(const Conv* conv) { return conv->rows() + conv->grads() + 2 * conv->sums(); }
-
-// 0, and no output, where the spikes are no spikes, but numbers that a bfloat16 cannot hold.
-extern "C" int64_t forward(const Conv* conv, const float* spikes, const float* weight, float* output, Half* scratch) {
-    const Images from = conv->input(), to = conv->output();
-    Half* weights = scratch + conv->rows();
-    if (!lay_rows<1>(from, spikes, scratch, conv->threads)) return 0;
-    lay_weights(weight, weights, to.channels, conv->taps(), from.channels, conv->threads);
-    gather<false>(*conv, from, scratch, weights, to, output);
-    return 1;
-}
-
-extern "C" void grad_spikes(const Conv* conv, const float* grad, const float* weight, float* to_spikes, Half* scratch) {
-    const Images from = conv->output(), to = conv->input();
-    Half* weights = scratch + conv->grads();
-    lay_rows<3>(from, grad, scratch, conv->threads);
-    lay_turned_weights(weight, weights, from.channels, conv->taps(), to.channels, conv->threads);
-    gather<true>(*conv, from, scratch, weights, to, to_spikes);
-}
-
-// 0, and no gradient, where the spikes are none.
-extern "C" int64_t grad_weight(const Conv* given, const float* grad, const float* spikes, float* to_weight, Half* scratch) {
-    const Conv conv = *given;
+// Adds to, or begins, sums over all images and places for each weight: [block of C][block of O][tap][two][two tiles].
+void accumulate(const Conv& conv, const Half* columns, const Half* grads, float* sums, bool begins) {
     const Images in = conv.input(), out = conv.output();
     const int64_t taps = conv.taps(), ins = blocks(in.channels), outs = blocks(out.channels);
-    Half* grads = scratch + conv.rows();
-    float* sums = (float*)(grads + conv.grads());
-    if (!lay_columns(in, spikes, scratch, conv.threads)) return 0;
-    lay_pairs(out, grad, grads, conv.threads);
     const int64_t row = 2 * PAIR * out.width * (3 * outs + conv.stride_y * conv.stride_x * ins);
     const int64_t rows = std::max<int64_t>(1, std::min(out.height, CHUNK / row));
 #pragma omp parallel num_threads(conv.threads)
@@ -375,7 +373,7 @@ extern "C" int64_t grad_weight(const Conv* given, const float* grad, const float
                     for (int64_t o = 0; o < outs; ++o)
                         for (int64_t tap = 0; tap < taps; ++tap) {
                             float* sum = sums + ((c * outs + o) * taps + tap) * PAIR;
-                            if (block + begin == 0) {
+                            if (begins && block + begin == 0) {
                                 CLEAR();
                             } else {
                                 _tile_loadd(0, sum, 64);
@@ -383,7 +381,8 @@ extern "C" int64_t grad_weight(const Conv* given, const float* grad, const float
                                 _tile_loadd(2, sum + 512, 64);
                                 _tile_loadd(3, sum + 768, 64);
                             }
-                            const int64_t a = tap / conv.kernel_width - conv.padding_y, b = tap % conv.kernel_width - conv.padding_x;
+                            const int64_t a = tap / conv.kernel_width - conv.padding_y;
+                            const int64_t b = tap % conv.kernel_width - conv.padding_x;
                             for (int64_t y = begin; y < std::min(begin + rows, out.height); ++y) {
                                 const int64_t v = y * conv.stride_y + a;
                                 if (v < 0 || v >= in.height) continue;
@@ -391,7 +390,7 @@ extern "C" int64_t grad_weight(const Conv* given, const float* grad, const float
                                     const int64_t u = x * conv.stride_x + b;
                                     if (u < 0 || u >= in.width) continue;
                                     const Half* g = grads + (out.place(block, y, x) * 3 * outs + o) * PAIR;
-                                    ROWS(scratch + (in.place(block, v, u) * ins + c) * PAIR);
+                                    ROWS(columns + (in.place(block, v, u) * ins + c) * PAIR);
                                     for (int p = 2; p >= 0; --p) {
                                         COLUMNS(g + p * outs * PAIR);
                                         MULTIPLY();
@@ -404,10 +403,57 @@ extern "C" int64_t grad_weight(const Conv* given, const float* grad, const float
                             _tile_stored(3, sum + 768, 64);
                         }
             }
-#pragma omp barrier
     }
-    // [block of C][block of O][tap][two halves of C][two of O][16 of C][16 of O] to [O, taps, C]
-#pragma omp parallel for collapse(2) schedule(static) num_threads(conv.threads)
+}
+
+}  // namespace
+
+// Asks Linux for the use of the unit; 0 where it grants it.
+extern "C" int64_t allow() { return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */); }
+
+// The functions below are given numbers of bfloat16 for themselves: so many of them.
+extern "C" int64_t scratch_forward(const Conv* conv) { return conv->spikes() + conv->weights(); }
+extern "C" int64_t scratch_grad_spikes(const Conv* conv) { return conv->grads() + conv->weights(); }
+extern "C" int64_t scratch_grad_weight(const Conv* conv) { return conv->spikes() + conv->grads() + 2 * conv->sums(); }
+
+// `bias` may be null. 0, and not all of the output, where spikes are none, but numbers that a bfloat16 cannot hold.
+extern "C" int64_t forward(const Conv* conv, const float* spikes, const float* weight, const float* bias, float* output,
+                           Half* scratch) {
+    Half* weights = scratch + conv->spikes();
+    for (int64_t first = 0; first < conv->images; first += conv->together()) {
+        const Conv part = conv->part(first);
+        const Images from = part.input(), to = part.output();
+        if (!lay_rows<1>(from, spikes + first * from.size(), scratch, part.threads)) return 0;
+        if (first == 0) lay_weights(weight, weights, to.channels, part.taps(), from.channels, part.threads);
+        gather<false>(part, scratch, weights, bias, output + first * to.size());
+    }
+    return 1;
+}
+
+extern "C" void grad_spikes(const Conv* conv, const float* grad, const float* weight, float* to_spikes, Half* scratch) {
+    Half* weights = scratch + conv->grads();
+    lay_turned_weights(weight, weights, conv->out_channels, conv->taps(), conv->channels, conv->threads);
+    for (int64_t first = 0; first < conv->images; first += conv->together()) {
+        const Conv part = conv->part(first);
+        const Images from = part.output(), to = part.input();
+        lay_rows<3>(from, grad + first * from.size(), scratch, part.threads);
+        gather<true>(part, scratch, weights, nullptr, to_spikes + first * to.size());
+    }
+}
+
+// 0, and no gradient, where the spikes are none.
+extern "C" int64_t grad_weight(const Conv* conv, const float* grad, const float* spikes, float* to, Half* scratch) {
+    Half* grads = scratch + conv->spikes();
+    float* sums = (float*)(grads + conv->grads());
+    const Images in = conv->input(), out = conv->output();
+    const int64_t taps = conv->taps(), ins = blocks(in.channels), outs = blocks(out.channels);
+    for (int64_t first = 0; first < conv->images; first += conv->together()) {
+        const Conv part = conv->part(first);
+        if (!lay_columns(part.input(), spikes + first * in.size(), scratch, part.threads)) return 0;
+        lay_pairs(part.output(), grad + first * out.size(), grads, part.threads);
+        accumulate(part, scratch, grads, sums, first == 0);
+    }
+#pragma omp parallel for collapse(2) schedule(static) num_threads(conv->threads)
     for (int64_t o = 0; o < 2 * outs; ++o)
         for (int64_t tap = 0; tap < taps; ++tap)
             for (int64_t c = 0; c < 2 * ins; ++c) {
@@ -417,7 +463,7 @@ extern "C" int64_t grad_weight(const Conv* given, const float* grad, const float
                 transpose(rows);
                 const int64_t count = std::min<int64_t>(16, in.channels - 16 * c);
                 for (int64_t i = 0; i < 16 && 16 * o + i < out.channels && count > 0; ++i)
-                    _mm512_mask_storeu_epi32(to_weight + ((16 * o + i) * taps + tap) * in.channels + 16 * c,
+                    _mm512_mask_storeu_epi32(to + ((16 * o + i) * taps + tap) * in.channels + 16 * c,
                                              (__mmask16)((1u << count) - 1), rows[i]);
             }
     return 1;

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ranvier import provenance
-from ranvier.kernels.native_library import ask_for_huge_pages, load
+from ranvier.kernels.native_library import address, ask_for_huge_pages, load
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 
@@ -72,21 +72,23 @@ def pays(input: Tensor, weight: Tensor) -> bool:
     return full and taps * ins >= FEWEST_PRODUCTS and taps <= MOST_TAPS
 
 
-def forward(spikes: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int]) -> Tensor | None:
+def forward(
+    spikes: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int]
+) -> Tensor | None:
     """Output `[N, O, H', W']` of a convolution; None where an input of these values is none of spikes.
 
-    All tensors here are float32, four-dimensional and channels-last.
+    All tensors here are float32, and those of four dimensions are channels-last.
 
     Args:
         spikes: `[N, C, H, W]`, numbers that bfloat16 holds exactly.
         weight: `[O, C, kernel height, kernel width]`.
+        bias: `[O]`, or None.
         stride: Of y and x.
         padding: Zeros on either side.
     """
     conv = _conv(spikes, weight, stride, padding)
     output = _new((conv.images, conv.out_channels, conv.out_height, conv.out_width))
-    done = _run("forward", conv, spikes, weight, output)
-    return output if done else None
+    return output if _run("forward", conv, spikes, weight, bias, output) else None
 
 
 def grad_spikes(grad: Tensor, spikes: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int]) -> Tensor:
@@ -101,8 +103,7 @@ def grad_weight(
 ) -> Tensor | None:
     """Gradient of the weight; None where these are no spikes."""
     output = _new(weight.shape)
-    done = _run("grad_weight", _conv(spikes, weight, stride, padding), grad, spikes, output)
-    return output if done else None
+    return output if _run("grad_weight", _conv(spikes, weight, stride, padding), grad, spikes, output) else None
 
 
 def _new(shape: Sequence[int]) -> Tensor:
@@ -111,12 +112,11 @@ def _new(shape: Sequence[int]) -> Tensor:
     return made
 
 
-def _run(name: str, conv: _Conv, first: Tensor, second: Tensor, output: Tensor) -> bool:
+def _run(name: str, conv: _Conv, *tensors: Tensor | None) -> bool:
     library = _library()
     scratch = torch.empty(getattr(library, f"scratch_{name}")(ctypes.byref(conv)), dtype=torch.bfloat16)
     ask_for_huge_pages(scratch)
-    pointers = (tensor.data_ptr() for tensor in (first, second, output, scratch))
-    return bool(getattr(library, name)(ctypes.byref(conv), *pointers))
+    return bool(getattr(library, name)(ctypes.byref(conv), *map(address, tensors), address(scratch)))
 
 
 @functools.cache
@@ -140,9 +140,9 @@ def obstacle() -> str | None:
 @functools.cache
 def _library() -> Any:
     library = load(SOURCE, ())
-    for name in ("forward", "grad_spikes", "grad_weight"):
+    for name, tensors in (("forward", 5), ("grad_spikes", 4), ("grad_weight", 4)):
         function, scratch = getattr(library, name), getattr(library, f"scratch_{name}")
-        function.argtypes = [ctypes.POINTER(_Conv), *[ctypes.c_void_p] * 4]
+        function.argtypes = [ctypes.POINTER(_Conv), *[ctypes.c_void_p] * tensors]
         scratch.argtypes = [ctypes.POINTER(_Conv)]
         function.restype = scratch.restype = ctypes.c_int64
     library.grad_spikes.restype = None

@@ -9,13 +9,11 @@ from ranvier.nn.hooks import is_hooked
 def run_layer(layer: nn.Module, x: Tensor) -> Tensor:
     """`layer(x)`, of an ordinary layer on `[T * B, ...]`.
 
-    A 2-D convolution without bias in float32 whose input is spikes, or sums of few of them, gives what it would give
-    otherwise, but for the order of its sums: see `ranvier.kernels.convolution`.
+    A 2-D convolution in float32 whose input is spikes, or sums of few of them, gives what it would give otherwise, but
+    for the order of its sums: see `ranvier.kernels.convolution`.
     """
     conv = layer if type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and not is_hooked(layer) else None
-    if conv is None or conv.bias is not None or isinstance(conv.padding, str):
+    if conv is None or isinstance(conv.padding, str) or not fits(x, conv.weight, conv.dilation, conv.groups):
         y: Tensor = layer(x)
         return y
-    if not fits(x, conv.weight, conv.dilation, conv.groups):
-        return conv(x)
-    return convolution(x, conv.weight, conv.stride, conv.padding)
+    return convolution(x, conv.weight, conv.bias, conv.stride, conv.padding)

@@ -58,8 +58,8 @@ class _PackedConvolution(torch.autograd.Function):
         ctx.bias_sizes = None if bias is None else [len(bias)]
         ctx.channels_last = spikes.is_contiguous(memory_format=torch.channels_last)
         stride, padding, dilation, groups = settings
-        if bias is None and fits(spikes, weight, dilation, groups):
-            return convolve(spikes, weight, list(stride), list(padding))
+        if fits(spikes, weight, dilation, groups):
+            return convolve(spikes, weight, bias, list(stride), list(padding))
         return torch.conv2d(spikes, weight, bias, *settings)
 
     @staticmethod
@@ -71,8 +71,8 @@ class _PackedConvolution(torch.autograd.Function):
         if not ctx.channels_last:
             spikes = spikes.contiguous()  # sums are taken in another order on other memory
         needed = [*ctx.needs_input_grad[:2], ctx.bias_sizes is not None]
-        if not needed[2] and fits(spikes, weight, dilation, groups):
-            return *differentiate(grad, spikes, weight, list(stride), list(padding), needed[:2]), *[None] * 6
+        if fits(spikes, weight, dilation, groups):
+            return *differentiate(grad, spikes, weight, list(stride), list(padding), needed), *[None] * 5
         grads = torch.ops.aten.convolution_backward(
             grad, spikes, weight, ctx.bias_sizes, stride, padding, dilation, False, [0, 0], groups, needed
         )
