@@ -22,6 +22,7 @@ from ranvier.evaluation.mode import device_of, evaluating
 from ranvier.export.byte_graph import use_bytes_in_graph
 from ranvier.export.byte_spikes import ByteConv2d, has_kernels, use_bytes
 from ranvier.export.lean_neurons import make_lean
+from ranvier.kernels.convolution import convolve, fits, promises
 from ranvier.kernels.derived import Derived
 from ranvier.kernels.dispatch import Choice, Implementation, choose, compile_whole
 from ranvier.models import Network, SpikingNetwork
@@ -277,7 +278,8 @@ class _Cast(nn.Module):
 class _Prepacked(nn.Module):
     """A convolution on a CPU whose weights were brought once into the order that its kernel reads.
 
-    Called directly, the kernel brings them into that order in every call. On another device the layer itself runs.
+    Called directly, the kernel brings them into that order in every call. On another device the layer itself runs, and
+    spikes in float32 take the matrix unit, see `ranvier.kernels.convolution`, where there is one.
     """
 
     def __init__(self, layer: nn.Conv2d) -> None:
@@ -292,6 +294,8 @@ class _Prepacked(nn.Module):
         if torch.compiler.is_compiling() or x.device.type != "cpu" or x.numel() == 0 or not known:
             y: Tensor = layer(x)
             return y
+        if fits(x, layer.weight, layer.dilation, layer.groups) and promises(x, layer.weight):
+            return convolve(x, layer.weight, layer.bias, list(layer.stride), [int(size) for size in layer.padding])
         settings: Any = (layer.padding, layer.stride, layer.dilation, layer.groups)
         weight = self._packed(
             (layer.weight,), lambda: torch._C._nn.mkldnn_reorder_conv2d_weight(layer.weight.to_mkldnn(), *settings)

@@ -45,6 +45,14 @@ def fits(x: Tensor, weight: Tensor, dilation: Sequence[int], groups: int) -> boo
     return _unit_is_there() and x.is_contiguous(memory_format=torch.channels_last)
 
 
+def promises(x: Tensor, weight: Tensor) -> bool:
+    """Whether it would pay, and the first values could be spikes: spares what is analog a look at all of them."""
+    if not native_convolution.pays(x, weight):
+        return False
+    few = x[0].permute(1, 2, 0).flatten()[:SAMPLE]
+    return torch.equal(few.bfloat16().float(), few)
+
+
 def explain_convolutions() -> str:
     """Say what runs float32 convolutions of spikes on this machine's CPU, and why."""
     obstacle = native_convolution.obstacle()
@@ -68,7 +76,7 @@ def convolution(
     """
     stride, padding = list(stride), list(padding)
     if not is_traced(x, weight, bias):
-        if not (native_convolution.pays(x, weight) and _seems_spikes(x)):
+        if not promises(x, weight):
             return torch.conv2d(x, weight, bias, stride, padding)
         learned = any(tensor is not None and tensor.requires_grad for tensor in (x, weight, bias))
         if torch.is_grad_enabled() and learned:
@@ -96,7 +104,7 @@ def differentiate(
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int]) -> Tensor:
-    if native_convolution.pays(x, weight):
+    if promises(x, weight):
         output = native_convolution.forward(_laid_out(x), _laid_out(weight), bias, stride, padding)
         if output is not None:
             return output
@@ -106,7 +114,7 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int],
 def _differentiate(
     grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int], needed: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    if native_convolution.pays(x, weight):
+    if promises(x, weight):
         tensors = _laid_out(grad), _laid_out(x), _laid_out(weight)
         grad_weight = native_convolution.grad_weight(*tensors, stride, padding) if needed[1] else None
         if grad_weight is not None or not needed[1]:
@@ -132,12 +140,6 @@ def _is_watched(*tensors: Tensor) -> bool:
 
 def _laid_out(tensor: Tensor) -> Tensor:
     return tensor.contiguous(memory_format=torch.channels_last)
-
-
-def _seems_spikes(x: Tensor) -> bool:
-    """Whether the first values have no more digits than a bfloat16: spares what is none of spikes the look at it."""
-    few = x[0].permute(1, 2, 0).flatten()[:SAMPLE]
-    return torch.equal(few.bfloat16().float(), few)
 
 
 def _unit_is_there() -> bool:
