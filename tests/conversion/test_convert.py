@@ -567,8 +567,10 @@ def test_a_random_forward_is_refused() -> None:
 @pytest.mark.parametrize("bias", ["none", "light", "potential", "ftbc"])
 def test_one_image_and_constant_images(bias: Any) -> None:
     one = convert(mlp(), torch.randn(1, 6), steps=2, bias=bias, settings=Settings(held_out=0))
-    constant = convert(mlp(), torch.ones(20, 6), steps=2, bias=bias, refit=True)
-    zero = convert(mlp(bias=False), torch.zeros(20, 6), steps=2, bias=bias, threshold="max")
+    with pytest.warns(UserWarning, match="all 20 calibration images are the same"):
+        constant = convert(mlp(), torch.ones(20, 6), steps=2, bias=bias, refit=True)
+    with pytest.warns(UserWarning, match="all 20 calibration images are the same"):
+        zero = convert(mlp(bias=False), torch.zeros(20, 6), steps=2, bias=bias, threshold="max")
     for snn in (one, constant, zero):
         assert snn(torch.randn(5, 6), 2).isfinite().all()
         assert all(math.isfinite(error) for error in report_of(snn).logit_error)

@@ -255,7 +255,9 @@ def test_image_size(tmp_path: Path) -> None:
             network(torch.rand(2, 1, 8, 8), 2)
     tensors, card = weights.load_tensors(tmp_path / "snn.safetensors")
     assert from_card(tensors, without(card, "image_size"), "the file").image_size is None
-    assert converted(bias="none").image_size is None
+    foreign = converted(bias="none")  # which flattens what its convolutions send
+    save(foreign, tmp_path / "foreign.safetensors")
+    assert load(tmp_path / "foreign.safetensors").image_size == foreign.image_size == (6, 6)
 
 
 def test_the_card(tmp_path: Path) -> None:

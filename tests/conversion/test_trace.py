@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from ranvier import models
 from ranvier.conversion import convert, decouple
-from ranvier.conversion.trace import ConversionError, trace
+from ranvier.conversion.trace import ConversionError, size_that_is_needed, trace
 from ranvier.conversion.translation import HANDLERS
 from ranvier.conversion.vocabulary import FUNCTIONS, MODULES, SITES, from_json, to_json
 from ranvier.nn import LIF, QCFS
@@ -523,3 +523,16 @@ def test_images_are_checked() -> None:
         trace(Net(F.relu), torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
     with pytest.raises(ValueError, match=r"shape \[0, 3, 8, 8\], but must be at least one sample"):
         trace(Net(F.relu), IMAGES[:0])
+
+
+def test_the_size_of_images_that_a_network_needs() -> None:
+    flattens = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 6 * 4, 3))
+    averages = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    images = torch.rand(5, 1, 8, 6)
+    assert size_that_is_needed(trace(flattens.eval(), images), images) == (8, 6)
+    assert size_that_is_needed(trace(averages.eval(), images), images) is None
+    perceptron, numbers = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), torch.rand(5, 4)
+    assert size_that_is_needed(trace(perceptron.eval(), numbers), numbers) is None
+    snn = convert(flattens, torch.rand(60, 1, 8, 6), steps=2, threshold="max", bias="none")
+    with pytest.raises(ValueError, match="8x8 pixels, but this network was built for 8x6"):
+        snn(torch.rand(2, 1, 8, 8), 2)

@@ -1,5 +1,6 @@
 """The images that a conversion is calibrated on, checked, and split into those to fit on and those to choose on."""
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -67,6 +68,13 @@ def gather(
     if not bool(torch.isfinite(images).all()):
         broken = int((~torch.isfinite(images.flatten(1)).all(1)).nonzero()[0, 0])
         raise ValueError(f"calibration image {broken} holds NaN or infinity. Mend the data.")
+    if len(images) > 1 and torch.equal(images, images[:1].expand_as(images)):
+        warnings.warn(
+            f"all {len(images)} calibration images are the same: thresholds and corrections will suit this one alone, "
+            "and the report says nothing of others. Pass a few hundred different ones.",
+            UserWarning,
+            stacklevel=4,
+        )
     count = 0
     if held_out > 0:
         count = max(round(held_out * len(images)), len(images) - fit_at_most)

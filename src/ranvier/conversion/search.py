@@ -19,7 +19,7 @@ from ranvier.conversion.progress import Progress
 from ranvier.conversion.refit import Refit
 from ranvier.conversion.spiking import ConvertedSNN, spiking
 from ranvier.conversion.threshold import Activations, Threshold, observe, thresholds
-from ranvier.conversion.trace import trace
+from ranvier.conversion.trace import size_that_is_needed, trace
 from ranvier.conversion.vocabulary import SITES
 from ranvier.conversion.walk import walk
 from ranvier.models import Network
@@ -152,7 +152,11 @@ class Search:
         with self.clock("trace"):
             self.ann: fx.GraphModule = trace(ann, self.images.fitting[0][:8])
         network = getattr(ann, "_orig_mod", ann)  # what torch.compile wraps
-        self.image_size = network.image_size if isinstance(network, Network) else None
+        self.image_size = (
+            network.image_size
+            if isinstance(network, Network)
+            else size_that_is_needed(self.ann, self.images.fitting[0])
+        )
         self.sites = [
             str(node.target)
             for node in self.ann.graph.nodes

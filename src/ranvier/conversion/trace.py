@@ -71,6 +71,22 @@ def trace(ann: nn.Module, images: Tensor, *, move_max_pool: bool = True) -> fx.G
     return graph
 
 
+@torch.no_grad()
+def size_that_is_needed(graph: fx.GraphModule, images: Tensor) -> tuple[int, int] | None:
+    """Height and width that images must have, those of `images`, `[B, C, H, W]`; None where others pass, too.
+
+    A network that flattens what its convolutions send knows no other size, and one that averages over places does.
+    """
+    if images.ndim != 4:
+        return None
+    height, width = images.shape[2:]
+    try:
+        graph(images.new_zeros(1, images.shape[1], 2 * height, 2 * width))
+    except RuntimeError:
+        return height, width
+    return None
+
+
 def _check_images(images: Tensor) -> None:
     if not isinstance(images, Tensor) or not images.is_floating_point():
         came = f"a tensor of {images.dtype}" if isinstance(images, Tensor) else f"a {type(images).__name__}"
