@@ -124,9 +124,10 @@ def test_one_image_is_enough_where_nothing_is_held_out() -> None:
     assert (images.fitted, images.held_out) == (1, 0)
 
 
-def test_constant_images_are_accepted() -> None:
+def test_constant_images_are_accepted_with_a_warning() -> None:
     for value in (0.0, 3.5):
-        images = read(torch.full((5, 3, 4, 4), value))
+        with pytest.warns(UserWarning, match="all 5 calibration images are the same"):
+            images = read(torch.full((5, 3, 4, 4), value))
         assert images.fitted == 3
         assert all((batch == value).all() for batch in (*images.fitting, *images.choosing))
 
