@@ -2,9 +2,11 @@
 
 An MLP 64-128-128-96-64-10 on the bundled digits (1197 to train, 600 to test), five seeds. Thresholds, corrections and
 steps as in the independent check that the table is compared with: initial potential half a threshold, analog input and
-output. Mean and standard deviation of the test accuracy.
+output. Mean and standard deviation of the test accuracy, and how far the means that neurons send are from those of the
+ANN: |E(threshold s_t) - E a| / E a, mean over neurons and steps on the test images.
 
     python benchmarks/digits_conversion.py --out digits_conversion.json
+    python benchmarks/digits_conversion.py --rows fixed    # without those that choose
 """
 
 import argparse
@@ -69,6 +71,8 @@ ROWS: dict[str, tuple] = {
     "QCFS 4, ceiling, V1 200x128 of 0.1": ("qcfs4", "qcfs", False, "ftbc", (200,), 128, 0.1, "V1"),
     "ReLU, neuron mmse, none": ("relu", "mmse", True, "none", (0,), 128, 0.5, "V1"),
     "ReLU, neuron mmse, V1 200x128 of 0.1": ("relu", "mmse", True, "ftbc", (200,), 128, 0.1, "V1"),
+    "ReLU, layer mmse, none": ("relu", "mmse", False, "none", (0,), 128, 0.5, "V1"),
+    "ReLU, layer mmse, V1 200x128 of 0.1": ("relu", "mmse", False, "ftbc", (200,), 128, 0.1, "V1"),
 }
 CHOICES = (0, 1, 2, 3, 5, 10, 20, 50)
 CHOSEN: dict[str, tuple] = {
@@ -91,15 +95,34 @@ def accuracy(snn: ConvertedSNN, images: Tensor, labels: Tensor, steps: int) -> f
         return 100 * float((snn(images, steps).mean(0).argmax(1) == labels).double().mean())
 
 
+def mean_error(snn: ConvertedSNN, ann: nn.Sequential, images: Tensor, steps: int) -> float:
+    """How far the means of all neurons are from those of their activations, in parts of these."""
+    wanted, sent = [], []
+    hooks = [layer.register_forward_hook(lambda *call: wanted.append(call[-1].mean(0))) for layer in ann[1::2]]
+    hooks += [
+        neuron.register_forward_hook(lambda *call: sent.append(call[-1][0] if type(call[-1]) is tuple else call[-1]))
+        for neuron in snn.neurons.values()
+    ]
+    with torch.inference_mode():
+        ann(images), snn(images, steps)
+    for hook in hooks:
+        hook.remove()
+    exact = torch.cat(wanted)
+    error = (torch.cat([spikes.mean(1) for spikes in sent], 1) - exact).abs() / exact
+    return float(error[:, exact > 0].mean())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=150)
     parser.add_argument("--steps", type=int, nargs="+", default=STEPS)
+    parser.add_argument("--rows", choices=("all", "fixed"), default="all")
     parser.add_argument("--out", default=None)
     arguments = parser.parse_args()
     begin = time.perf_counter()
     table: dict[str, dict[int, list[float]]] = {}
+    errors: dict[str, dict[int, list[float]]] = {}
     for seed in range(arguments.seeds):
         train_x, train_y, test_x, test_y = digits(seed)
         anns = {
@@ -124,7 +147,9 @@ def main() -> None:
                 )
                 snn = convert(anns[ann], train_x, steps=steps, threshold=threshold, bias=bias, settings=settings)
                 table.setdefault(name, {}).setdefault(steps, []).append(accuracy(snn, test_x, test_y, steps))
-            for name, (ann, options, per_channel) in CHOSEN.items():
+                error = mean_error(snn, anns[ann], test_x, steps)
+                errors.setdefault(name, {}).setdefault(steps, []).append(error)
+            for name, (ann, options, per_channel) in (CHOSEN if arguments.rows == "all" else {}).items():
                 settings = Settings(
                     per_channel=per_channel, rounds=CHOICES, step_sizes=(0.1, 0.4), seed=seed, mmse_shift=0.0
                 )
@@ -136,11 +161,17 @@ def main() -> None:
         cells = [
             f"T={t} {statistics.fmean(v):5.1f} ± {statistics.stdev(v) if v[1:] else 0:4.1f}" for t, v in row.items()
         ]
-        print(f"{name:38}", "  ".join(cells))
+        off = [f"{statistics.fmean(v):.2f}" for t, v in errors.get(name, {}).items() if t in (1, 4)]
+        print(f"{name:38}", "  ".join(cells), " error of means", " / ".join(off) or "not measured")
     if arguments.out:
         write_json(
             arguments.out,
-            {"accuracy": table, "versions": provenance.versions(), "device": provenance.device_name("cpu")},
+            {
+                "accuracy": table,
+                "error": errors,
+                "versions": provenance.versions(),
+                "device": provenance.device_name("cpu"),
+            },
         )
 
 

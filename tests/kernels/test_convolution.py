@@ -1,11 +1,14 @@
 """Which convolutions are taken for those of spikes, and that all around them stays as it was."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
 from ranvier.kernels import native_convolution
@@ -132,6 +135,98 @@ def test_where_it_does_not_fit() -> None:
     seen: list[bool] = []
     torch.func.vmap(lambda one: seen.append(fits(one, weight, (1, 1), 1)) or one)(x.unsqueeze(0))
     assert seen == [False]
+
+
+@needs_unit
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"channels": 48},
+        {"height": 0},
+        {"height": 2, "padding": 0},
+        {"padding": -1},
+        {"stride": 0},
+        {"bias": torch.ones(64, dtype=torch.float64)},
+        {"bias": torch.ones(32)},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_what_torch_refuses_is_refused(wrong: dict[str, Any], compiled: bool) -> None:
+    x = channels_last(torch.ones(40, wrong.get("channels", 32), wrong.get("height", 6), 5))
+    weight, bias = torch.ones(64, 32, 3, 3), wrong.get("bias")
+    where = [wrong.get("stride", 1)] * 2, [wrong.get("padding", 1)] * 2
+    with pytest.raises(RuntimeError):
+        torch.conv2d(x, weight, bias, *where)
+
+    def ours(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return convolution(x, weight, bias, *where)
+
+    run = torch.compile(ours, fullgraph=True, backend="aot_eager") if compiled else ours
+    with pytest.raises((RuntimeError, ZeroDivisionError) if compiled else RuntimeError):
+        run(x, weight, bias)
+
+
+@needs_unit
+@pytest.mark.parametrize("bias", [torch.ones(1).expand(64), torch.arange(128.0)[::2], torch._neg_view(torch.ones(64))])
+def test_any_memory(bias: Tensor) -> None:
+    x, weight = layer()
+    wanted = torch.conv2d(x, weight, bias, *PLAIN)
+    torch.testing.assert_close(convolution(x, weight, bias, *PLAIN), wanted, rtol=1e-5, atol=1e-4)
+    for other in (weight.contiguous(), torch._neg_view(-weight)):
+        torch.testing.assert_close(convolution(x, other, bias, *PLAIN), wanted, rtol=1e-5, atol=1e-4)
+    few = torch.conv2d(x[:0], weight, bias, *PLAIN)
+    assert convolution(x[:0], weight, bias, *PLAIN).shape == few.shape
+
+
+@needs_unit
+def test_the_type_of_new_tensors_does_not_matter() -> None:
+    x, weight = layer()
+    wanted = convolution(x, weight, None, *PLAIN)
+    for dtype in (torch.float64, torch.bfloat16):
+        torch.set_default_dtype(dtype)
+        try:
+            found = convolution(x, weight, None, *PLAIN)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert torch.equal(found, wanted)
+    with torch.device("meta"):
+        assert torch.equal(convolution(x, weight, None, *PLAIN), wanted)
+
+
+@needs_unit
+def test_one_graph_takes_any_number_of_images() -> None:
+    graphs = []
+
+    def count(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    torch._dynamo.reset()
+    run = torch.compile(lambda x, weight: convolution(x, weight, None, *PLAIN), fullgraph=True, backend=count)
+    for images in (40, 64, 33, 50, 35):
+        run(*layer(images=images))
+    assert len(graphs) == 2  # the second for any number
+
+
+@needs_unit
+def test_forward_mode() -> None:
+    x, weight = layer()
+    for enabled in (True, False):
+        with torch.set_grad_enabled(enabled), forward_ad.dual_level():
+            assert not fits(x, weight, (1, 1), 1)
+
+
+@needs_unit
+def test_an_operator_in_a_fresh_process_asks_for_the_unit() -> None:
+    code = """
+import torch, ranvier.kernels.convolution
+x = torch.ones(64, 32, 5, 5).to(memory_format=torch.channels_last)
+y = torch.ops.ranvier.convolution(x, torch.ones(64, 32, 3, 3), None, [1, 1], [1, 1])
+print(int(y.max()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "288\n"), done.stderr
 
 
 def test_without_the_unit_nothing_fits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,7 +122,7 @@ def test_many_images_are_taken_in_parts() -> None:
 
 
 @needs_unit
-@pytest.mark.parametrize("stray", [1 / 3, 257.0, 1 + 2**-8])
+@pytest.mark.parametrize("stray", [1 / 3, 257.0, 1 + 2**-8, float("inf"), float("nan")])
 def test_what_is_not_made_of_spikes_is_told(stray: float) -> None:
     spikes, weight = channels_last(torch.ones(40, 32, 5, 5)), channels_last(torch.randn(32, 32, 3, 3))
     grad = channels_last(torch.randn(40, 32, 5, 5))
@@ -157,8 +157,9 @@ def test_any_number_of_threads_gives_the_same_bits() -> None:
 
 
 def test_small_and_narrow_layers_do_not_pay() -> None:
-    def layer(images: int, channels: int, out_channels: int, kernel: int = 3) -> bool:
-        return pays(torch.empty(images, channels, 4, 4), torch.empty(out_channels, channels, kernel, kernel))
+    def layer(images: int, channels: int, out_channels: int, kernel: int = 3, size: int = 4) -> bool:
+        x, weight = torch.empty(images, channels, size, size), torch.empty(out_channels, channels, kernel, kernel)
+        return pays(x, weight, (1, 1), (kernel, kernel))
 
     assert layer(32, 64, 64)
     assert layer(40, 64, 96)
@@ -169,6 +170,19 @@ def test_small_and_narrow_layers_do_not_pay() -> None:
     assert not layer(32, 64, 10)
     assert not layer(32, 64, 64, kernel=1)
     assert not layer(32, 64, 64, kernel=33)
+    assert layer(32, 64, 64, size=64)
+    assert not layer(32, 64, 64, size=100)  # would take 128 MB
+
+
+def test_what_is_no_convolution_does_not_pay() -> None:
+    x, weight = torch.empty(32, 64, 5, 6), torch.empty(64, 64, 3, 3)
+    assert pays(x, weight, (1, 1), (0, 0))
+    assert not pays(x[:, :32], weight, (1, 1), (0, 0))
+    assert not pays(x[:0], weight, (1, 1), (1, 1))
+    assert not pays(x[:, :, :0], weight, (1, 1), (1, 1))
+    assert not pays(x[:, :, :2], weight, (1, 1), (0, 0))
+    assert not pays(x, weight, (1, 0), (0, 0))
+    assert not pays(x, weight, (1, 1), (0, -1))
 
 
 def test_other_processors_are_told_by_what_they_lack(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,6 +56,18 @@ def test_hooks_see_a_convolution() -> None:
     assert not torch.equal(run_layer(conv, spikes()), seen[0]), "its sums are taken in another order"
 
 
+def test_hooks_of_all_modules_and_another_forward() -> None:
+    conv, seen = nn.Conv2d(32, 64, 3), []
+    handle = nn.modules.module.register_module_forward_hook(lambda module, given, sent: seen.append(sent))
+    try:
+        run_layer(conv, spikes())
+    finally:
+        handle.remove()
+    assert len(seen) == 1
+    conv.forward = lambda x: x  # type: ignore[method-assign]
+    assert run_layer(conv, spikes()).shape == spikes().shape
+
+
 def test_weights_that_are_made_by_a_parametrization() -> None:
     conv = nn.utils.parametrizations.weight_norm(nn.Conv2d(32, 64, 3))
     assert torch.equal(run_layer(conv, spikes()), conv(spikes()))
@@ -75,6 +87,8 @@ def test_a_convolution_that_keeps_bits_gives_the_same_bits(bias: bool) -> None:
         x = spikes().requires_grad_()
         y = run_layer(conv, x)
         results.append((y, *torch.autograd.grad(y.square().sum(), [x, *conv.parameters()])))
+        with torch.no_grad():
+            assert torch.equal(run_layer(conv, spikes()), y)
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
 

@@ -294,8 +294,9 @@ class _Prepacked(nn.Module):
         if torch.compiler.is_compiling() or x.device.type != "cpu" or x.numel() == 0 or not known:
             y: Tensor = layer(x)
             return y
-        if fits(x, layer.weight, layer.dilation, layer.groups) and promises(x, layer.weight):
-            return convolve(x, layer.weight, layer.bias, list(layer.stride), [int(size) for size in layer.padding])
+        where = list(layer.stride), [int(size) for size in layer.padding]
+        if fits(x, layer.weight, layer.dilation, layer.groups) and promises(x, layer.weight, layer.bias, *where):
+            return convolve(x, layer.weight, layer.bias, *where)
         settings: Any = (layer.padding, layer.stride, layer.dilation, layer.groups)
         weight = self._packed(
             (layer.weight,), lambda: torch._C._nn.mkldnn_reorder_conv2d_weight(layer.weight.to_mkldnn(), *settings)

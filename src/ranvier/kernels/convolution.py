@@ -7,8 +7,8 @@ gradients, are exact in three parts of bfloat16 each: see `ranvier.kernels.nativ
 float32, as in any convolution, and in another order. Whether values are spikes, or sums of few, is seen when they are
 read; where they are not, and where it would not pay, the convolution is that of torch.
 
-Numbers below 2^-100 lose digits, since the unit takes what is smaller than 2^-126 for zero; weights and gradients that
-are infinite give NaN.
+Weights and gradients below 2^-100 lose digits, since the unit takes what is smaller than 2^-126 for zero; where they
+are infinite, or above 3.39e38, NaN comes out.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ranvier.kernels import native_convolution
+from ranvier.kernels.dispatch import is_transformed
 from ranvier.kernels.fused_scan import is_traced
 
 SAMPLE = 2**12
@@ -36,18 +37,23 @@ def fits(x: Tensor, weight: Tensor, dilation: Sequence[int], groups: int) -> boo
         dilation: Of y and x; only 1.
         groups: Only 1.
     """
+    if _is_watched(x, weight) or torch.is_autocast_enabled("cpu"):
+        return False
     if x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32 or x.ndim != 4:
         return False
     if groups != 1 or tuple(dilation) != (1, 1) or weight.device != x.device:
         return False
-    if torch.is_autocast_enabled("cpu") or _is_watched(x, weight):
-        return False
     return _unit_is_there() and x.is_contiguous(memory_format=torch.channels_last)
 
 
-def promises(x: Tensor, weight: Tensor) -> bool:
-    """Whether it would pay, and the first values could be spikes: spares what is analog a look at all of them."""
-    if not native_convolution.pays(x, weight):
+def promises(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int]) -> bool:
+    """Whether it would pay, and the first values could be spikes: spares what is analog a look at all of them.
+
+    What no convolution can be made of promises nothing, so that torch says what is wrong with it.
+    """
+    if bias is not None and (bias.dtype != x.dtype or bias.device != x.device or bias.shape != weight.shape[:1]):
+        return False
+    if not (_unit_is_there() and native_convolution.pays(x, weight, stride, padding)):
         return False
     few = x[0].permute(1, 2, 0).flatten()[:SAMPLE]
     return torch.equal(few.bfloat16().float(), few)
@@ -76,7 +82,7 @@ def convolution(
     """
     stride, padding = list(stride), list(padding)
     if not is_traced(x, weight, bias):
-        if not promises(x, weight):
+        if not promises(x, weight, bias, stride, padding):
             return torch.conv2d(x, weight, bias, stride, padding)
         learned = any(tensor is not None and tensor.requires_grad for tensor in (x, weight, bias))
         if torch.is_grad_enabled() and learned:
@@ -104,8 +110,8 @@ def differentiate(
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int]) -> Tensor:
-    if promises(x, weight):
-        output = native_convolution.forward(_laid_out(x), _laid_out(weight), bias, stride, padding)
+    if promises(x, weight, bias, stride, padding):
+        output = native_convolution.forward(_laid_out(x), _laid_out(weight), _in_line(bias), stride, padding)
         if output is not None:
             return output
     return _laid_out(torch.conv2d(x, weight, bias, stride, padding))
@@ -114,7 +120,7 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int],
 def _differentiate(
     grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int], needed: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    if promises(x, weight):
+    if promises(x, weight, None, stride, padding):
         tensors = _laid_out(grad), _laid_out(x), _laid_out(weight)
         grad_weight = native_convolution.grad_weight(*tensors, stride, padding) if needed[1] else None
         if grad_weight is not None or not needed[1]:
@@ -135,11 +141,15 @@ def _is_watched(*tensors: Tensor) -> bool:
     """Whether something looks on that knows torch's convolutions, such as what counts operations; not torch.compile."""
     if torch.compiler.is_compiling():
         return torch.compiler.is_exporting()
-    return is_traced(*tensors)
+    return is_transformed() or is_traced(*tensors)
 
 
 def _laid_out(tensor: Tensor) -> Tensor:
-    return tensor.contiguous(memory_format=torch.channels_last)
+    return tensor.resolve_neg().contiguous(memory_format=torch.channels_last)
+
+
+def _in_line(bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else bias.resolve_neg().contiguous()
 
 
 def _unit_is_there() -> bool:
@@ -172,7 +182,7 @@ def _operator(x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int],
 @_operator.register_fake
 def _(x, weight, _bias, stride, padding):
     size = native_convolution.output_size(x.shape[2:], weight.shape[2:], stride, padding)
-    return _laid_out(x.new_empty(len(x), len(weight), *size))
+    return _laid_out(x.new_empty(x.shape[0], weight.shape[0], *size))
 
 
 @torch.library.custom_op("ranvier::convolution_backward", mutates_args=())
@@ -191,7 +201,7 @@ def _(_grad, x, weight, _stride, _padding, needed):
         _laid_out(torch.empty_like(tensor)) if need else tensor.new_empty(0)
         for tensor, need in zip((x, weight), needed[:2], strict=True)
     )
-    return grad_x, grad_weight, x.new_empty(len(weight) if needed[2] else 0)
+    return grad_x, grad_weight, x.new_empty(weight.shape[0] if needed[2] else 0)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -103,7 +103,7 @@ def choose_scan(
     check_choice("implementation", implementation, IMPLEMENTATIONS)
     if implementation in ("native", "triton"):
         return _fused(implementation, device, unfit)
-    if implementation == "auto" and _transformed():
+    if implementation == "auto" and is_transformed():
         return Choice("reference", "torch.func and forward-mode differentiation pass through it alone")
     if implementation == "auto" and torch.compiler.is_compiling():
         native = device.type == "cpu" and not torch.compiler.is_exporting() and _native_compiles()
@@ -184,7 +184,7 @@ def _obstacle(device_type: str) -> str | None:
     return None
 
 
-def _transformed() -> bool:
+def is_transformed() -> bool:
     """Whether torch.func or forward-mode differentiation sees a call: no kernel of ours has rules for them."""
     if torch.compiler.is_compiling():
         return False

@@ -116,9 +116,11 @@ struct Conv {
     int64_t weights() const { return 3 * sums(); }
 };
 
-// Adds to `bits` those that a bfloat16 of this float32 would lack.
+// Adds to `bits` those that a bfloat16 of this float32 would lack; what is not finite counts as such.
 void lack(__m512 value, __m512i& bits) {
-    bits = _mm512_or_si512(bits, _mm512_and_si512(_mm512_castps_si512(value), _mm512_set1_epi32(0xFFFF)));
+    constexpr int NOT_FINITE = 0x99;
+    const __m512i late = _mm512_and_si512(_mm512_castps_si512(value), _mm512_set1_epi32(0xFFFF));
+    bits = _mm512_or_si512(bits, _mm512_mask_set1_epi32(late, _mm512_fpclass_ps_mask(value, NOT_FINITE), 1));
 }
 
 // Images as rows: [block of images][y][x][part][block of channels][32 images][32 channels]. Whether they are all there:

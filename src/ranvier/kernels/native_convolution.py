@@ -33,6 +33,9 @@ FULL = 0.6
 FEWEST_PRODUCTS = 256
 """Products in a sum from which it is worth laying out what they are made of: 3x3 weights of 32 channels have 288."""
 
+MOST_HELD = 2**25
+"""Numbers of bfloat16, 64 MB, that a block of images may take when it is laid out: more would be missed elsewhere."""
+
 MOST_TAPS = 1024
 """Weights of a channel, `TAPS` in the source."""
 
@@ -64,12 +67,28 @@ def output_size(
     return tuple((n + 2 * p - k) // s + 1 for n, k, s, p in zip(size, kernel, stride, padding, strict=True))
 
 
-def pays(input: Tensor, weight: Tensor) -> bool:
-    """Whether blocks are full enough, and sums long enough, to be faster than ordinary convolutions of float32."""
+def pays(input: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int]) -> bool:
+    """Whether blocks are full enough, and sums long enough, to be faster than ordinary convolutions of float32.
+
+    What no convolution can be made of does not pay: other channels, nothing to convolve, strides or padding that are
+    none.
+    """
     outs, ins, *kernel = weight.shape
+    if input.shape[1] != ins or min(stride) < 1 or min(padding) < 0 or not (input.numel() and weight.numel()):
+        return False
+    places = math.prod(output_size(input.shape[2:], kernel, stride, padding))
+    if any(n + 2 * p < k for n, k, p in zip(input.shape[2:], kernel, padding, strict=True)):
+        return False
     taps = kernel[0] * kernel[1]
-    full = math.prod(size / (BLOCK * -(-size // BLOCK)) for size in (len(input), ins, outs)) >= FULL
-    return full and taps * ins >= FEWEST_PRODUCTS and taps <= MOST_TAPS
+    full = math.prod(size / _filled(size) for size in (len(input), ins, outs)) >= FULL
+    long = taps * ins >= FEWEST_PRODUCTS and taps <= MOST_TAPS
+    held = BLOCK * max(3 * places * _filled(outs), math.prod(input.shape[2:]) * _filled(ins))
+    return full and long and held <= MOST_HELD
+
+
+def _filled(size: int) -> int:
+    """`size` filled up to whole blocks."""
+    return BLOCK * -(-size // BLOCK)
 
 
 def forward(
@@ -107,14 +126,15 @@ def grad_weight(
 
 
 def _new(shape: Sequence[int]) -> Tensor:
-    made = torch.empty(tuple(shape), memory_format=torch.channels_last)
+    made = torch.empty(tuple(shape), dtype=torch.float32, device="cpu", memory_format=torch.channels_last)
     ask_for_huge_pages(made)
     return made
 
 
 def _run(name: str, conv: _Conv, *tensors: Tensor | None) -> bool:
     library = _library()
-    scratch = torch.empty(getattr(library, f"scratch_{name}")(ctypes.byref(conv)), dtype=torch.bfloat16)
+    numbers = getattr(library, f"scratch_{name}")(ctypes.byref(conv))
+    scratch = torch.empty(numbers, dtype=torch.bfloat16, device="cpu")
     ask_for_huge_pages(scratch)
     return bool(getattr(library, name)(ctypes.byref(conv), *map(address, tensors), address(scratch)))
 

@@ -134,7 +134,7 @@ def backward(
     `Norm`.
     """
     learned = job.excess if job.rate is None else job.rate
-    partial = None if learned is None else torch.zeros(CHUNKS, len(learned), dtype=torch.float64)
+    partial = None if learned is None else learned.new_zeros(CHUNKS, len(learned), dtype=torch.float64)
     ask_for_huge_pages(grad_current)
     library = _library_of(job.kind, job.current.dtype, len(job.current), normed=_normed(job))
     gain = None if job.excess is None else by_column(job.excess, job.view.columns)
@@ -158,7 +158,7 @@ def statistics(job: Job, per_step: bool) -> tuple[Tensor, Tensor]:
     # Deviations from a value of the same channel are small beside a mean far from 0.
     first = current[:own].movedim(2, -1).reshape(own, -1, channels)[:, 0].float().contiguous()
     job = job._replace(norm=Norm(first, first, first))  # not read here: their number says what is summed
-    moments = torch.zeros(chunks_of(job.view, own), 2, own, channels)
+    moments = current.new_zeros(chunks_of(job.view, own), 2, own, channels, dtype=torch.float32)
     library = _library_of(job.kind, current.dtype, len(current), normed=_normed(job))
     library.statistics(ctypes.byref(_work(job, None)), address(first), address(moments))
     sums, squares = (moments.sum(0, dtype=torch.float64) * (own * channels / current.numel())).unbind(0)

@@ -130,7 +130,7 @@ def _backward(
     view = View.of(x, by_channel=True)
     job = Job(kind, view, x, None, rate, excess, Norm(scale, shift, mean))
     grad_x, end = outputs(x)
-    moments = torch.zeros(native_scan.chunks_of(view, len(scale)), 2, *scale.shape)
+    moments = scale.new_zeros(native_scan.chunks_of(view, len(scale)), 2, *scale.shape)
     grad_learned = native_scan.backward(job, laid_out_as(end, grad), None, grad_x, None, moments)
     grad_bias, product = moments.sum(0, dtype=torch.float64)
     grad_weight = product * per_deviation

@@ -1,10 +1,19 @@
-"""What watches a module from outside."""
+"""What watches a module from outside, or stands in for it."""
 
 from torch import nn
+from torch.nn.modules import module as every_module
 
 
 def is_hooked(module: nn.Module) -> bool:
-    """Whether hooks see or change what goes in or comes out of a module."""
+    """Whether hooks, its own or those of all modules, see what goes in or comes out, or it has a `forward` of its own."""
     return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or every_module._global_forward_hooks
+        or every_module._global_forward_pre_hooks
+        or every_module._global_backward_hooks
+        or every_module._global_backward_pre_hooks
+        or "forward" in module.__dict__
     )

@@ -30,7 +30,8 @@ _KEEP_COUNTS = (nn.Identity, nn.MaxPool2d)
 class PackedConv2d(nn.Conv2d):
     """A convolution of spikes, or of sums of spikes, that keeps them as bits.
 
-    Parameters, output and gradients are those of `nn.Conv2d`, bit for bit. `pack_spikes` puts it in place.
+    Parameters, output and gradients are those of an `nn.Conv2d` in its place, a `TimeFolded`, bit for bit.
+    `pack_spikes` puts it there.
 
     Attributes:
         largest: Its input holds whole numbers 0 .. `largest`, at most 255; 1 for spikes.
@@ -40,6 +41,8 @@ class PackedConv2d(nn.Conv2d):
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if not torch.is_grad_enabled():
+            if fits(input, weight, self.dilation, self.groups):
+                return convolve(input, weight, bias, list(self.stride), [int(size) for size in self.padding])
             return super()._conv_forward(input, weight, bias)
         if torch.is_autocast_enabled(input.device.type):  # what autocast does to a convolution
             dtype = torch.get_autocast_dtype(input.device.type)
