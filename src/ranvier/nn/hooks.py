@@ -5,7 +5,7 @@ from torch.nn.modules import module as every_module
 
 
 def is_hooked(module: nn.Module) -> bool:
-    """Whether hooks, its own or those of all modules, see what goes in or comes out, or it has a `forward` of its own."""
+    """Whether hooks, its own or those of all modules, see its inputs or outputs, or it has a `forward` of its own."""
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks
