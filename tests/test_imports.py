@@ -39,7 +39,7 @@ def test_optional_packages_stay_out() -> None:
 
 
 def test_import_takes_little_longer_than_that_of_torch() -> None:
-    """CPU time, interleaved, the least of five: other processes on the machine only ever add to it.
+    """CPU time, interleaved, the least of five to fifteen: other processes on the machine only ever add to it.
 
     Without garbage collection, which importing torch makes due sooner or later: whether it is just before or just after
     the line that is measured says nothing about ranvier.
@@ -48,8 +48,12 @@ def test_import_takes_little_longer_than_that_of_torch() -> None:
     def seconds(module: str) -> float:
         return in_a_new_process(f"import gc, time; gc.disable(); import {module}; print(time.process_time())")
 
-    rounds = [(seconds("torch"), seconds("ranvier")) for _ in range(5)]
-    torch_alone, ranvier_and_torch = map(min, zip(*rounds, strict=True))
+    rounds: list[tuple[float, float]] = []
+    for _ in range(3):
+        rounds += [(seconds("torch"), seconds("ranvier")) for _ in range(5)]
+        torch_alone, ranvier_and_torch = map(min, zip(*rounds, strict=True))
+        if ranvier_and_torch < 1.3 * torch_alone:
+            return
     assert ranvier_and_torch < 1.3 * torch_alone
 
 

@@ -174,7 +174,14 @@ class _Convolution(torch.autograd.Function):
         return _from_context(ctx, grad)
 
 
-@torch.library.custom_op("ranvier::convolution", mutates_args=())
+# The operators. Their schemas hold tensors and plain values only.
+
+
+@torch.library.custom_op(
+    "ranvier::convolution",
+    mutates_args=(),
+    schema="(Tensor x, Tensor weight, Tensor? bias, SymInt[] stride, SymInt[] padding) -> Tensor",
+)
 def _operator(x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int]) -> Tensor:
     return _convolve(x, weight, bias, stride, padding)
 
@@ -185,7 +192,14 @@ def _(x, weight, _bias, stride, padding):
     return _laid_out(x.new_empty(x.shape[0], weight.shape[0], *size))
 
 
-@torch.library.custom_op("ranvier::convolution_backward", mutates_args=())
+@torch.library.custom_op(
+    "ranvier::convolution_backward",
+    mutates_args=(),
+    schema=(
+        "(Tensor grad, Tensor x, Tensor weight, SymInt[] stride, SymInt[] padding, bool[] needed) "
+        "-> (Tensor, Tensor, Tensor)"
+    ),
+)
 def _backward_operator(
     grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int], needed: list[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
