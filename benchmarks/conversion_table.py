@@ -7,8 +7,9 @@
 
 Each (network, T) is searched once per setting of signed spikes: all candidates are scored on held-out training images,
 and for every row the chosen one is then scored on the test images. One json file per (network, T, calibration seed) is
-written; those that exist are not computed again, but for the rows of `auto` with `--rows auto`. `--keep` puts them
-into one file, a line each, in place of those scored on fewer test images; `--table` prints Markdown from that file.
+written; those that exist are not computed again, but for the rows of `auto` with `--rows auto`. What was scored before
+an interruption is kept in a file beside, `.scored`; the search alone is done again. `--keep` puts the json files into
+one, a line each, in place of those scored on fewer test images; `--table` prints Markdown from that file.
 """
 
 import argparse
@@ -32,7 +33,9 @@ from ranvier.training import channels_last, lay_out
 BIASES = ("none", "light", "ftbc")
 
 
-def measure(folder: Path, data: str | None, steps: int, seed: int, tested: int, images: int, rows: str) -> dict:
+def measure(
+    folder: Path, data: str | None, steps: int, seed: int, tested: int, images: int, rows: str, kept: Path
+) -> dict:
     trained = load_trained(folder)
     splits = load_data(trained.recipe.override(hold_out=0), data)
     form = trained.form.normalization
@@ -52,16 +55,18 @@ def measure(folder: Path, data: str | None, steps: int, seed: int, tested: int, 
         "rows": {},
     }
 
-    scored: dict = {}
+    # Of an interrupted run, by what was scored: all numbers of a candidate decide what it is.
+    scored: dict[str, list[float]] = json.loads(kept.read_text()) if kept.exists() else {}
 
     def score(name: str, search: Search, trial: Trial, seconds: float) -> None:
         chosen = str(trial.candidate)
-        key = search.signed, trial.candidate
+        key = repr((search.signed, tested, images, trial.candidate))
         if key not in scored:
-            scored[key] = accuracy_by_step(search.rebuild(trial), test, steps)
+            scored[key] = list(accuracy_by_step(search.rebuild(trial), test, steps).accuracy)
+            write_json(kept, scored)
         curve = scored[key]
-        result["rows"][name] = {"accuracy": curve.accuracy, "seconds": seconds, "chosen": chosen}
-        print(f"{folder.name} T={steps} {name}: {100 * curve.final:.2f} ({chosen}, {seconds:.0f} s)", flush=True)
+        result["rows"][name] = {"accuracy": curve, "seconds": seconds, "chosen": chosen}
+        print(f"{folder.name} T={steps} {name}: {100 * curve[-1]:.2f} ({chosen}, {seconds:.0f} s)", flush=True)
 
     for signed in (False, True) if rows in ("all", "few") and steps > 1 else (False,):
         begin = time.perf_counter()
@@ -210,12 +215,14 @@ def main() -> None:
                     if before is not None and (arguments.rows != "auto" or before["tested"] != arguments.tested):
                         print(f"{path} is there, with {before['tested']} test images", flush=True)
                         continue
+                    kept = path.with_suffix(".scored")
                     cell = measure(
-                        folder, arguments.data, steps, seed, arguments.tested, arguments.images, arguments.rows
+                        folder, arguments.data, steps, seed, arguments.tested, arguments.images, arguments.rows, kept
                     )
                     if before is not None:
                         cell["rows"] = before["rows"] | cell["rows"]
                     write_json(path, cell)
+                    kept.unlink(missing_ok=True)
     if arguments.keep:
         keep(arguments.out, arguments.keep)
     if arguments.table:
