@@ -189,3 +189,22 @@ def test_other_processors_are_told_by_what_they_lack(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(provenance, "processor_features", lambda: "x86_64 sse avx512f amx_tile")
     obstacle = native_convolution.obstacle.__wrapped__()
     assert obstacle == "this processor lacks amx_bf16, avx512_bf16."
+
+
+@needs_unit
+def test_others_may_use_the_unit_in_between() -> None:
+    """It is told how its tiles look; libraries that believe they know it would compute something else, or end."""
+    generator = torch.Generator().manual_seed(4)
+    spikes = channels_last(torch.randint(2, (64, 64, 8, 8), generator=generator).float())
+    weight = channels_last(torch.randn(64, 64, 3, 3, generator=generator))
+    half, narrow = spikes.bfloat16(), weight.bfloat16()
+    matrix = torch.randn(96, 200, generator=generator).bfloat16()
+
+    def others() -> list[Tensor]:
+        whole = torch.randint(-9, 9, (40, 64), generator=torch.Generator().manual_seed(5), dtype=torch.int8)
+        return [F.conv2d(half, narrow, padding=1), matrix @ matrix.T, torch._int_mm(whole, whole.T.contiguous())]
+
+    wanted, ours = others(), forward(spikes, weight, None, (1, 1), (1, 1))
+    for _ in range(3):
+        assert all(torch.equal(one, other) for one, other in zip(others(), wanted, strict=True))
+        assert torch.equal(forward(spikes, weight, None, (1, 1), (1, 1)), ours)  # type: ignore[arg-type]
