@@ -8,8 +8,7 @@ from hypothesis import settings as with_settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ranvier import provenance
-from ranvier.kernels import native_convolution
+from ranvier.kernels import native_convolution, native_tiles
 from ranvier.kernels.native_convolution import forward, grad_spikes, grad_weight, pays
 
 needs_unit = pytest.mark.skipif(native_convolution.obstacle() is not None, reason=str(native_convolution.obstacle()))
@@ -185,10 +184,18 @@ def test_what_is_no_convolution_does_not_pay() -> None:
     assert not pays(x, weight, (1, 1), (0, -1))
 
 
-def test_other_processors_are_told_by_what_they_lack(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(provenance, "processor_features", lambda: "x86_64 sse avx512f amx_tile")
-    obstacle = native_convolution.obstacle.__wrapped__()
-    assert obstacle == "this processor lacks amx_bf16, avx512_bf16."
+def test_what_keeps_the_unit_keeps_the_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native_tiles, "obstacle", lambda: "no unit.")
+    assert native_convolution.obstacle.__wrapped__() == "no unit."
+
+
+def test_a_compiler_that_fails_is_an_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:
+    def library() -> None:
+        raise RuntimeError("compiling them failed: no space")
+
+    monkeypatch.setattr(native_tiles, "obstacle", lambda: None)
+    monkeypatch.setattr(native_convolution, "_library", library)
+    assert native_convolution.obstacle.__wrapped__() == "compiling them failed: no space."
 
 
 @needs_unit

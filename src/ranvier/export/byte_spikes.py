@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ranvier.export.lean_neurons import Lean, LeanIF, LeanLIF, LeanPLIF
 from ranvier.kernels.derived import Derived
+from ranvier.kernels.native_convolved_scan import Filters, Geometry
 from ranvier.models import Network
 from ranvier.nn import TimeFolded
 from ranvier.nn.hooks import is_hooked
@@ -99,7 +100,7 @@ class ByteConv2d(nn.Module):
     def __init__(self, layer: nn.Conv2d, came: Bytes = SPIKES) -> None:
         super().__init__()
         assert not isinstance(layer.padding, str)
-        self.geometry = (list(layer.stride), list(layer.padding), list(layer.dilation), layer.groups)
+        self.settings = (list(layer.stride), list(layer.padding), list(layer.dilation), layer.groups)
         weight = layer.weight.detach().float()
         if came.worth is not None:
             worth = came.worth.expand(layer.in_channels).view(layer.groups, 1, -1, 1, 1)
@@ -111,10 +112,23 @@ class ByteConv2d(nn.Module):
         self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().float())
         self.register_buffer("zero_points", torch.zeros(len(weight), dtype=torch.int32))
         self._packed = Derived[Tensor]()
+        self._filters = Derived[Filters]()
+
+    def filters(self) -> Filters | None:
+        """What the neurons behind it can be one kernel with; None where they cannot."""
+        if self.settings[3] != 1:
+            return None
+        tensors = (self.weight, self.scale) if self.bias is None else (self.weight, self.scale, self.bias)
+        return self._filters(tensors, lambda: Filters.of(self.weight, self.bias, self.scale))
+
+    @property
+    def geometry(self) -> Geometry:
+        """How it moves over an image."""
+        return Geometry(*((numbers[0], numbers[1]) for numbers in self.settings[:3]))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map bytes `[N, C, H, W]` to bfloat16."""
-        stride, padding, dilation, groups = self.geometry
+        stride, padding, dilation, groups = self.settings
         scale, bias = self.scale.float(), None if self.bias is None else self.bias.float()  # the network may be cast
         if torch.compiler.is_compiling() or x.device.type != "cpu" or x.numel() == 0 or not has_kernels():
             y = nn.functional.conv2d(x.float(), self.weight.float(), None, stride, padding, dilation, groups)
@@ -122,10 +136,10 @@ class ByteConv2d(nn.Module):
             return y.to(torch.bfloat16)
         packed = self._packed(
             (self.weight, self.scale),
-            lambda: torch.ops.onednn.qconv_prepack(self.weight, scale, 1.0, 0, *self.geometry, None),
+            lambda: torch.ops.onednn.qconv_prepack(self.weight, scale, 1.0, 0, *self.settings, None),
         )
         found: Tensor = torch.ops.onednn.qconv_pointwise(
-            *(x, 1.0, 0, packed, scale, self.zero_points, bias, *self.geometry),
+            *(x, 1.0, 0, packed, scale, self.zero_points, bias, *self.settings),
             *(1.0, 0, torch.bfloat16, "none", [None], ""),
         )
         return found
@@ -133,7 +147,7 @@ class ByteConv2d(nn.Module):
     def extra_repr(self) -> str:
         """Sizes, as printed."""
         outputs, inputs, *kernel = self.weight.shape
-        stride, padding, dilation, groups = self.geometry
+        stride, padding, dilation, groups = self.settings
         return f"{inputs * groups}, {outputs}, {kernel}, {stride=}, {padding=}, {dilation=}, {groups=}"
 
 

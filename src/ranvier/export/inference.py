@@ -21,9 +21,9 @@ from ranvier.data import evaluation_batch_size
 from ranvier.evaluation.mode import device_of, evaluating
 from ranvier.export.byte_graph import use_bytes_in_graph
 from ranvier.export.byte_spikes import ByteConv2d, has_kernels, use_bytes
+from ranvier.export.convolved_chain import use_convolved_scans
 from ranvier.export.lean_neurons import make_lean
-from ranvier.kernels.convolution import convolve, fits, promises
-from ranvier.kernels.derived import Derived
+from ranvier.export.prepacked import Prepacked
 from ranvier.kernels.dispatch import Choice, Implementation, choose, compile_whole
 from ranvier.models import Network, SpikingNetwork
 from ranvier.nn import BatchNorm, Carry, Neuron, ProxyActivation, ProxyNorm, TimeFolded, fold_time, unfold_time
@@ -39,8 +39,8 @@ DTYPES: dict[str, torch.dtype] = {"int8": torch.bfloat16, "bfloat16": torch.bflo
 """Of what comes in, and of layers that have no other precision."""
 
 PACKED = (
-    "convolutions with weights packed once and one kernel for each neuron; compiled, every convolution would pack its "
-    "weights anew at every call"
+    "convolutions with weights packed once, and one kernel for each neuron, on a matrix unit for both; compiled, every "
+    "convolution would pack its weights anew at every call"
 )
 """Why `auto` does not compile on a CPU."""
 
@@ -68,7 +68,9 @@ def to_inference(
     `agreement(model, fast, images)`.
 
     On a CPU, `auto` runs layer by layer: weights of convolutions are packed once for the instructions of the machine,
-    which a compiled network does in every call. SEW-ResNet-18 at batch 1 takes half as long again when compiled.
+    which a compiled network does in every call. SEW-ResNet-18 at batch 1 takes half as long again when compiled. On a
+    matrix unit (AMX) a convolution and the neurons behind it are one kernel, and currents stay float32: see
+    `ranvier.export.convolved_chain`.
     Larger batches than `ranvier.data.evaluation_batch_size` pass in parts, which stay in the caches, unless a state
     comes or is wanted, or a hook watches. Elsewhere `auto` compiles.
 
@@ -121,6 +123,8 @@ def _to_inference(network: SpikingNetwork, precision: Precision, implementation:
     if precision == "int8":
         _use_bytes(network, choice)
     _prepare_layers(network, DTYPES[precision], pack=choice.implementation != "compiled" and _packs(device, precision))
+    if choice.implementation == "native":
+        use_convolved_scans(network)
     return InferenceNetwork(network, precision, choice)
 
 
@@ -275,35 +279,6 @@ class _Cast(nn.Module):
         return y
 
 
-class _Prepacked(nn.Module):
-    """A convolution on a CPU whose weights were brought once into the order that its kernel reads.
-
-    Called directly, the kernel brings them into that order in every call. On another device the layer itself runs, and
-    spikes in float32 take the matrix unit, see `ranvier.kernels.convolution`, where there is one.
-    """
-
-    def __init__(self, layer: nn.Conv2d) -> None:
-        super().__init__()
-        self.layer = layer
-        self._packed = Derived[Tensor]()
-
-    def forward(self, x: Tensor) -> Tensor:
-        layer = self.layer
-        x = x.to(layer.weight.dtype)
-        known = layer.weight.dtype in DTYPES.values()
-        if torch.compiler.is_compiling() or x.device.type != "cpu" or x.numel() == 0 or not known:
-            y: Tensor = layer(x)
-            return y
-        where = list(layer.stride), [int(size) for size in layer.padding]
-        if fits(x, layer.weight, layer.dilation, layer.groups) and promises(x, layer.weight, layer.bias, *where):
-            return convolve(x, layer.weight, layer.bias, *where)
-        settings: Any = (layer.padding, layer.stride, layer.dilation, layer.groups)
-        weight = self._packed(
-            (layer.weight,), lambda: torch._C._nn.mkldnn_reorder_conv2d_weight(layer.weight.to_mkldnn(), *settings)
-        )
-        return torch.ops.mkldnn._convolution_pointwise(x, weight, layer.bias, *settings, "none", [], "")
-
-
 def _network_of(model: nn.Module) -> SpikingNetwork:
     """The network itself, if it is one that can be prepared."""
     network = getattr(model, "_orig_mod", model)  # what torch.compile wraps
@@ -438,7 +413,7 @@ def _prepared(layer: nn.Conv1d | nn.Conv2d | nn.Linear, dtype: torch.dtype, *, p
     if not pack or not isinstance(layer, nn.Conv2d) or not _plain(layer):
         return layer if dtype == torch.float32 else _Cast(layer)
     padded_by_kernel = layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
-    return _Prepacked(layer) if padded_by_kernel else _Cast(layer)
+    return Prepacked(layer) if padded_by_kernel else _Cast(layer)
 
 
 def _last_layers(network: SpikingNetwork) -> set[nn.Module]:

@@ -50,7 +50,9 @@ class LeanScan(Lean):
 
     def fast(self, current: Tensor, state: Any, return_state: bool) -> tuple[Tensor, Any] | None:
         """Spikes of the prepared kernel, and the state or None; None where this call wants another kernel."""
-        run = self._run(current, state)
+        if state is not None and not (isinstance(state, NeuronState) and takes_potential(state.v)):
+            return None
+        run = self.prepared(current) if nobody_watches(current) else None
         if run is None:
             return None
         check_scan(current, state)
@@ -58,18 +60,14 @@ class LeanScan(Lean):
         spikes, end = run(current, v, *self.learned(), return_end=return_state)
         return spikes, None if end is None else NeuronState(end)
 
-    def _run(self, current: Tensor, state: Any) -> PreparedScan | None:
-        if state is not None and not isinstance(state, NeuronState):
-            return None
-        v = None if state is None else state.v
-        if not nobody_watches(current, v) or current.dtype not in DTYPES["native"]:
-            return None
-        if v is not None and (v.dtype != torch.float32 or v.device != current.device):
+    def prepared(self, current: Tensor) -> PreparedScan | None:
+        """The kernel of these neurons; None where currents like this want another."""
+        if current.dtype not in DTYPES["native"]:
             return None
         known = self._prepared
         if known is None or known.params is not self.params or known.sends_bytes != self.sends_bytes:
             step = STEPS[type(self)]
-            fits = unfit("native", step, current, state, self.params, list(self.parameters())) is None
+            fits = unfit("native", step, current, None, self.params, list(self.parameters())) is None
             scan = PreparedScan(Kind.of(step, self.params), self.sends_bytes) if fits else None
             known = self._prepared = _Prepared(self.params, self.sends_bytes, scan)
         return known.scan if self.takes(current) else None
@@ -155,6 +153,11 @@ def make_lean(neuron: Neuron, *, is_native: bool) -> None:
         neuron.__class__ = LEAN[type(neuron)]
         assert isinstance(neuron, Lean)
         neuron.is_native = is_native
+
+
+def takes_potential(v: Tensor) -> bool:
+    """Whether prepared kernels may begin with this potential."""
+    return v.dtype == torch.float32 and v.device.type == "cpu" and nobody_watches(v)
 
 
 def as_bytes(spikes: Tensor) -> Tensor:

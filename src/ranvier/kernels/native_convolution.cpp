@@ -8,17 +8,17 @@
 //   gradient of w     s * g       s (g2 + g1 + g0)
 //   gradient of s     g * w       g0 w2 + g0 w1 + g1 w1 + g1 w0 + g0 w0 + g2 w0, without what is below 2^-24 of it
 //
-// The unit has eight tiles of 16 rows of 64 bytes. Four hold sums of 32 x 32 numbers, two and two what is multiplied.
+// Of the tiles of the unit (native_tiles.h) four hold sums of 32 x 32 numbers, two and two what is multiplied.
 // Rows are images: those of one place lie side by side in blocks of 32, so that image size and stride only say where a
 // tile begins. Every sum is taken in one order, however many threads there are.
 
 #include <immintrin.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+
+#include "native_tiles.h"
 
 namespace {
 
@@ -247,19 +247,6 @@ void lay_turned_weights(const float* weight, Half* to, int64_t outs, int64_t tap
             }
 }
 
-// Tells the unit that all tiles have 16 rows of 64 bytes, while it lives.
-struct Tiles {
-    Tiles() {
-        struct alignas(64) {
-            uint8_t palette = 1, start = 0, unused[14] = {};
-            uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-            uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-        } form;
-        _tile_loadconfig(&form);
-    }
-    ~Tiles() { _tile_release(); }
-};
-
 // Tiles 0 .. 3 are sums, 4 and 5 rows, 6 and 7 columns; the instructions take their numbers as constants.
 #define CLEAR() do { _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3); } while (0)
 // All rows of the sums alike.
@@ -409,9 +396,6 @@ void accumulate(const Conv& conv, const Half* columns, const Half* grads, float*
 }
 
 }  // namespace
-
-// Asks Linux for the use of the unit; 0 where it grants it.
-extern "C" int64_t allow() { return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */); }
 
 // The functions below are given numbers of bfloat16 for themselves: so many of them.
 extern "C" int64_t scratch_forward(const Conv* conv) { return conv->spikes() + conv->weights(); }

@@ -8,7 +8,6 @@ import ctypes
 import functools
 import math
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ranvier import provenance
+from ranvier.kernels import native_tiles
 from ranvier.kernels.native_library import address, ask_for_huge_pages, load
 
 SOURCE = Path(__file__).with_suffix(".cpp")
-
-NEEDED = ("amx_tile", "amx_bf16", "avx512f", "avx512_bf16")
-"""Features of the processor."""
 
 BLOCK = 32
 """Images, and channels, that are taken at once."""
@@ -142,19 +138,13 @@ def _run(name: str, conv: _Conv, *tensors: Tensor | None) -> bool:
 @functools.cache
 def obstacle() -> str | None:
     """What keeps the convolutions from running here; None if nothing does."""
-    if not sys.platform.startswith("linux"):
-        return "the use of AMX is asked of Linux."
-    features = provenance.processor_features().split()
-    missing = [feature for feature in NEEDED if feature not in features]
-    if missing:
-        return f"this processor lacks {', '.join(missing)}."
-    if provenance.cpp_compiler() is None:
-        return "they need a C++ compiler and found none. Install one (Debian: apt-get install g++) or set CXX."
-    try:
-        library = _library()
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-        return f"{error}."
-    return "Linux does not grant the use of AMX to this process." if library.allow() else None
+    obstacle = native_tiles.obstacle()
+    if obstacle is None:
+        try:
+            _library()
+        except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+            return f"{error}."
+    return obstacle
 
 
 @functools.cache

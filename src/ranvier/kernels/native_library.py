@@ -1,7 +1,7 @@
 """What the kernels for CPUs share: compiling C++ once, and what every call hands over.
 
 A source is compiled for the definitions that it is given, when they first run (half a second), and kept in the cache
-folder. `native_lines.h` is what sources include.
+folder. They include the headers beside them.
 """
 
 import ctypes
@@ -19,7 +19,8 @@ from torch import Tensor
 
 from ranvier import provenance
 
-LINES = Path(__file__).with_name("native_lines.h")
+HEADERS = tuple(Path(__file__).with_name(f"native_{name}.h") for name in ("lines", "neuron", "tiles"))
+"""What sources include."""
 
 FLAGS = (
     "-std=c++17",
@@ -75,7 +76,7 @@ def load(source: Path, defined: tuple[str, ...]) -> ctypes.CDLL:
         RuntimeError: the compiler failed, or the cache folder cannot be written.
     """
     command = [str(provenance.cpp_compiler()), *FLAGS, *defined]
-    texts = [LINES.read_text(), source.read_text()]
+    texts = [each.read_text() for each in (*HEADERS, source)]
     made_of = [*texts, *command, _compiler_version(), provenance.processor_features()]
     key = hashlib.sha256("\n".join(made_of).encode()).hexdigest()[:24]
     path = provenance.cache_folder() / "kernels" / f"{source.stem}-{key}.so"

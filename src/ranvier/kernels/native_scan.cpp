@@ -1,7 +1,6 @@
 // All steps of a neuron, forward and backward, on a CPU. native_scan.py compiles this file for one kind of neuron:
 //
-//   CHARGE     0 sum, 1 product, 2 quotient      h = v + x,  v + (x - v) leak,  v + (x - v) / leak
-//   SOFT       reset: 0 hard, 1 soft             v = h (1 - fired),  h - v_threshold fired
+//   CHARGE, SOFT: see native_neuron.h
 //   DETACH     1: the gradient ignores the reset
 //   SURROGATE  0 triangle, 1 atan, 2 sigmoid, 3 rectangle
 //   LEARNS     0 nothing, 1 the leak, 2 what a burst sends
@@ -15,16 +14,9 @@
 // Order of operations as in ranvier.dynamics; compiled without fused multiply-adds.
 
 #include "native_lines.h"
+#include "native_neuron.h"
 
 namespace {
-
-INLINE Float charge(Float x, Float v, float leak) {
-    return CHARGE == 0 ? v + x : CHARGE == 1 ? v + (x - v) * leak : v + (x - v) / leak;
-}
-
-INLINE Float reset(Float h, Float fired, float v_threshold) {
-    return SOFT ? h - v_threshold * fired : h * (1 - fired);
-}
 
 // Sum of all lanes, in a tree: one after the other they would wait for each other.
 INLINE double sum_of(Float value) {

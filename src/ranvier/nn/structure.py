@@ -76,7 +76,7 @@ class Chain(Block):
     def can_add(self) -> bool:
         """Whether it ends in a normalisation in training and neurons, which may be one operator that adds."""
         ends = len(self.layers) > 1 and _last_norm(self.layers[-2]) is not None and _is_plain(self.layers[-1])
-        return ends and not is_hooked(self)
+        return type(self) is Chain and ends and not is_hooked(self)
 
     def _fire(self, norm: BatchNorm, activation: Activation, x: Tensor, added: Tensor | None) -> Tensor:
         """A normalisation in training and the neurons behind it."""
@@ -103,7 +103,7 @@ class Residual(Block):
 
     def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
         """Run the branch, then the shortcut, on `[T, B, ...]`; the other way round where neurons write the sum."""
-        if carry is None and type(self.branch) is Chain and self.branch.can_add:
+        if carry is None and isinstance(self.branch, Chain) and self.branch.can_add:
             return self.branch(x, added=self.shortcut(x))
         return self.branch(x, carry) + self.shortcut(x, carry)
 

@@ -1,0 +1,61 @@
+"""Convolutions whose weights are brought once into the order that a kernel reads."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ranvier.kernels.convolution import convolve, fits, promises
+from ranvier.kernels.derived import Derived
+from ranvier.kernels.native_convolved_scan import Filters, Geometry
+
+
+class Prepacked(nn.Module):
+    """A convolution on a CPU whose weights were brought once into the order that its kernel reads.
+
+    Called directly, the kernel brings them into that order in every call. On another device the layer itself runs, and
+    spikes in float32 take the matrix unit, see `ranvier.kernels.convolution`, where there is one.
+    """
+
+    def __init__(self, layer: nn.Conv2d) -> None:
+        super().__init__()
+        self.layer = layer
+        self._packed = Derived[Tensor]()
+        self._filters = Derived[Filters]()
+
+    def filters(self) -> Filters | None:
+        """What the neurons behind it can be one kernel with; None where they cannot."""
+        layer = self.layer
+        if layer.weight.dtype != torch.bfloat16 or layer.groups != 1:
+            return None
+        learned = (layer.weight,) if layer.bias is None else (layer.weight, layer.bias)
+        return self._filters(learned, lambda: Filters.of(layer.weight, layer.bias))
+
+    @property
+    def geometry(self) -> Geometry:
+        """How it moves over an image."""
+        layer = self.layer
+        assert not isinstance(layer.padding, str)
+        return Geometry(_pair(layer.stride), _pair(layer.padding), _pair(layer.dilation))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[N, C, H, W]` to `[N, O, H', W']`."""
+        layer = self.layer
+        x = x.to(layer.weight.dtype)
+        known = layer.weight.dtype in (torch.bfloat16, torch.float32)
+        if torch.compiler.is_compiling() or x.device.type != "cpu" or x.numel() == 0 or not known:
+            y: Tensor = layer(x)
+            return y
+        where = list(layer.stride), [int(size) for size in layer.padding]
+        if fits(x, layer.weight, layer.dilation, layer.groups) and promises(x, layer.weight, layer.bias, *where):
+            return convolve(x, layer.weight, layer.bias, *where)
+        settings: Any = (layer.padding, layer.stride, layer.dilation, layer.groups)
+        weight = self._packed(
+            (layer.weight,), lambda: torch._C._nn.mkldnn_reorder_conv2d_weight(layer.weight.to_mkldnn(), *settings)
+        )
+        return torch.ops.mkldnn._convolution_pointwise(x, weight, layer.bias, *settings, "none", [], "")
+
+
+def _pair(numbers: tuple[int, ...]) -> tuple[int, int]:
+    first, second = numbers
+    return first, second

@@ -1,0 +1,294 @@
+"""Neurons and the convolution before them in one kernel, on the matrix unit of x86 processors, without gradients.
+
+    s = neuron(conv(x) + b)
+
+Currents are never written: 32 places and 32 channels of them become spikes, step after step, before the next are
+summed. They stay float32, where a convolution of bfloat16 would round them. See `native_convolved_scan.cpp`.
+"""
+
+import ctypes
+import functools
+import math
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ranvier.kernels import native_tiles
+from ranvier.kernels.fused_scan import Kind
+from ranvier.kernels.native_convolution import MOST_TAPS, output_size
+from ranvier.kernels.native_library import address, ask_for_huge_pages, definitions, load
+
+SOURCE = Path(__file__).with_suffix(".cpp")
+
+BLOCK = 32
+"""Channels that are taken at once; of those that come as bytes twice as many."""
+
+FULL = 0.6
+"""Part of all products in such blocks that must exist, for the rest to be wasted, unless there are few places."""
+
+FEW_PLACES = 2**12
+"""Places of all images and steps up to which it pays in any case: there, calls take longer than products."""
+
+MOST_HELD = 2**26
+"""Bytes that an image may take, with all steps, when it is laid out."""
+
+ALONE = 2**22
+"""Products below which a second thread costs more than it saves."""
+
+MOST_PLANS = 64
+"""Shapes that are remembered; with more of them they are forgotten, and worked out again."""
+
+
+class Geometry(NamedTuple):
+    """How a convolution moves over an image, of y and x."""
+
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+
+    def output_size(self, size: Sequence[int], kernel: Sequence[int]) -> tuple[int, ...]:
+        """Height and width of what comes out."""
+        reach = [(k - 1) * d + 1 for k, d in zip(kernel, self.dilation, strict=True)]
+        return output_size(size, reach, self.stride, self.padding)
+
+
+class Filters(NamedTuple):
+    """The weights of a convolution in the order in which they are read, and what is applied to its sums."""
+
+    weights: Tensor
+    """Bytes of `[block of O, tap, block of C, 2, 16, 16 of O, 4 bytes of C]`."""
+    bias: Tensor
+    """Float32, of whole blocks of O."""
+    scale: Tensor | None
+    """The same, for sums of bytes."""
+    shape: tuple[int, ...]
+    """`[O, C, kernel height, kernel width]`."""
+    like: Tensor
+    """Empty currents, `[1, 0, O, 1, 1]`, which say what neurons will get."""
+
+    @classmethod
+    def of(cls, weight: Tensor, bias: Tensor | None, scale: Tensor | None = None) -> "Filters":
+        """Filters of weights `[O, C, kernel height, kernel width]`, bfloat16, or int8 with a scale `[O]`."""
+        outs, ins, height, width = weight.shape
+        together = 4 // weight.element_size()
+        more_outs, more_ins = -outs % BLOCK, -ins % (16 * together)
+        filled = torch.nn.functional.pad(weight.detach(), (0, 0, 0, 0, 0, more_ins, 0, more_outs))
+        split = filled.reshape((outs + more_outs) // BLOCK, 2, 16, -1, 16, together, height * width)
+        weights = split.permute(0, 6, 3, 1, 4, 2, 5).contiguous()
+        if bias is None:
+            bias = torch.zeros(outs, dtype=torch.float32)
+        bias, scale = _filled(bias, more_outs), None if scale is None else _filled(scale, more_outs)
+        return cls(weights, bias, scale, weight.shape, torch.empty(1, 0, outs, 1, 1, dtype=torch.bfloat16))
+
+
+def _filled(numbers: Tensor, more: int) -> Tensor:
+    return torch.nn.functional.pad(numbers.detach().float(), (0, more)).contiguous()
+
+
+def pays(x: Tensor, shape: Sequence[int], geometry: Geometry) -> bool:
+    """Whether this is faster than the convolution and the neurons one after the other.
+
+    What no convolution can be made of does not pay.
+
+    Args:
+        x: `[T, B, C, H, W]`.
+        shape: Of the weights, `[O, C, kernel height, kernel width]`.
+        geometry: Of the convolution.
+    """
+    outs, ins, *kernel = shape
+    size = geometry.output_size(x.shape[3:], kernel)
+    if x.shape[2] != ins or min(size, default=0) < 1 or x.numel() == 0 or kernel[0] * kernel[1] > MOST_TAPS:
+        return False
+    full = math.prod(count / (BLOCK * -(-count // BLOCK)) for count in (ins, outs))
+    places = len(x) * x.shape[1] * math.prod(size)
+    held = len(x) * kernel[1] * math.prod(x.shape[3:]) * BLOCK * -(-ins // BLOCK) * 2
+    return (full >= FULL or places <= FEW_PLACES) and held <= MOST_HELD
+
+
+class _Work(ctypes.Structure):
+    """What the function is given: `Work` in the source."""
+
+    _fields_ = (
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("input", "added", "weights", "scale", "bias", "gain", "state", "end", "spikes", "scratch")
+        ),
+        *(
+            (name, ctypes.c_int64)
+            for name in (
+                *("steps", "images", "height", "width", "channels", "out_height", "out_width", "out_channels"),
+                *("kernel_height", "kernel_width", "stride_y", "stride_x", "padding_y", "padding_x"),
+                *("dilation_y", "dilation_x", "threads"),
+            )
+        ),
+        *((name, ctypes.c_float) for name in ("leak", "v_threshold", "v_burst")),
+    )
+
+
+class PreparedConvolvedScan:
+    """The scan of one neuron behind one convolution, without gradients, to be called often.
+
+    Args:
+        kind: The neuron.
+        geometry: Of the convolution.
+        sends_bytes: Whether spikes, 0 or 1, are uint8; not for burst neurons.
+    """
+
+    def __init__(self, kind: Kind, geometry: Geometry, sends_bytes: bool = False) -> None:
+        self.kind = kind
+        self.geometry = geometry
+        self.sends_bytes = sends_bytes
+        self._plans: dict[tuple[Any, ...], _Plan] = {}
+
+    def __call__(
+        self,
+        x: Tensor,
+        filters: Filters,
+        v: Tensor | None = None,
+        rate: Tensor | None = None,
+        excess: Tensor | None = None,
+        added: Tensor | None = None,
+        *,
+        return_end: bool = True,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Spikes `[T, B, O, H', W']` and the potential after the last step, float32, or None.
+
+        Args:
+            x: `[T, B, C, H, W]`, bfloat16 or, for filters with a scale, uint8; copied where it is not channels-last.
+                `pays` says that it fits.
+            filters: Of the convolution.
+            v: Potential that comes in, `[B, O, H', W']` float32, or None for rest.
+            rate: Leak that was learned, `[1]` float32, or None.
+            excess: What a burst sends beyond a spike, `[O]` float32, or None.
+            added: Sent beside the spikes, of their shape and dtype, or None.
+            return_end: Whether the potential is written.
+
+        """
+        plan = self._plan(x, filters)
+        spikes = torch.empty_strided(plan.shape, plan.strides, dtype=self.dtype, device="cpu")
+        ask_for_huge_pages(spikes)
+        end = None
+        if return_end:
+            end = torch.empty_strided(plan.shape[1:], plan.strides[1:], dtype=torch.float32, device="cpu")
+        # What the kernel is given is held here until it has run. Another thread may be about to run it, hence the copy.
+        work = _Work.from_buffer_copy(plan.work)
+        work.threads = threads = torch.get_num_threads() if plan.products >= ALONE else 1
+        scratch = torch.empty(threads * plan.scratch_size, dtype=torch.uint8, device="cpu")
+        given = _laid_out(x, plan.strides_in), _laid_out(added, plan.strides), _laid_out(v, plan.strides[1:])
+        gain = None if excess is None else _filled(excess, -len(excess) % BLOCK)
+        if rate is not None:
+            work.leak = rate.item()
+        work.input, work.added, work.state, work.gain = map(address, (*given, gain))
+        work.weights, work.bias, work.scale = map(address, filters[:3])
+        work.spikes, work.end, work.scratch = map(address, (spikes, end, scratch))
+        plan.run(ctypes.byref(work))
+        return spikes, end
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the spikes."""
+        return torch.uint8 if self.sends_bytes else torch.bfloat16
+
+    def shape(self, x: Tensor, filters: Filters) -> torch.Size:
+        """`[T, B, O, H', W']` of the spikes."""
+        return self._plan(x, filters).shape
+
+    def _plan(self, x: Tensor, filters: Filters) -> "_Plan":
+        key = x.shape, x.dtype, filters.shape
+        plan = self._plans.get(key)
+        if plan is None:
+            if len(self._plans) >= MOST_PLANS:
+                self._plans = {}
+            plan = self._plans[key] = self._new_plan(x, filters)
+        return plan
+
+    def _new_plan(self, x: Tensor, filters: Filters) -> "_Plan":
+        kind, (outs, ins, *kernel) = self.kind, filters.shape
+        size = self.geometry.output_size(x.shape[3:], kernel)
+        shape = torch.Size((*x.shape[:2], outs, *size))
+        work = _Work(
+            steps=len(x),
+            images=x.shape[1],
+            height=x.shape[3],
+            width=x.shape[4],
+            channels=ins,
+            out_height=size[0],
+            out_width=size[1],
+            out_channels=outs,
+            kernel_height=kernel[0],
+            kernel_width=kernel[1],
+            leak=kind.charge[1],
+            v_threshold=kind.v_threshold,
+            v_burst=kind.v_burst,
+        )
+        for name, numbers in self.geometry._asdict().items():
+            setattr(work, f"{name}_y", numbers[0])
+            setattr(work, f"{name}_x", numbers[1])
+        products = shape.numel() * ins * kernel[0] * kernel[1]
+        library = _library_of(kind, x.dtype, self.sends_bytes)
+        scratch_size = library.scratch_size(ctypes.byref(work))
+        return _Plan(work, library.run, scratch_size, shape, _strides(shape), _strides(x.shape), products)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PreparedConvolvedScan, (self.kind, self.geometry, self.sends_bytes)
+
+
+class _Plan(NamedTuple):
+    """All that does not change from call to call on inputs of one size."""
+
+    work: _Work
+    run: Callable[..., None]
+    scratch_size: int
+    """Bytes that a thread needs for itself."""
+    shape: torch.Size
+    strides: tuple[int, ...]
+    strides_in: tuple[int, ...]
+    products: int
+
+
+def _strides(shape: Sequence[int]) -> tuple[int, ...]:
+    """Of images `[T, B, C, H, W]` whose channels lie side by side."""
+    _, images, channels, height, width = shape
+    image = channels * height * width
+    return images * image, image, 1, width * channels, channels
+
+
+def _laid_out(images: Tensor | None, strides: tuple[int, ...]) -> Tensor | None:
+    """Images `[..., C, H, W]` with these strides, whose channels lie side by side; copied where they do not."""
+    if images is None or images.stride() == strides:
+        return images
+    return images.movedim(-3, -1).contiguous()
+
+
+@functools.cache
+def obstacle() -> str | None:
+    """What keeps the kernel from running here; None if nothing does."""
+    obstacle = native_tiles.obstacle()
+    if obstacle is None:
+        try:
+            load(SOURCE, _definitions(Kind("if", "hard", True, "triangle", 0.5, 0.5, 0.0, 1.0), torch.bfloat16, False))
+        except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+            return f"{error}."
+    return obstacle
+
+
+@functools.cache
+def _library_of(kind: Kind, dtype: torch.dtype, sends_bytes: bool) -> ctypes.CDLL:
+    library = load(SOURCE, _definitions(kind, dtype, sends_bytes))
+    library.run.argtypes = library.scratch_size.argtypes = [ctypes.POINTER(_Work)]
+    library.run.restype, library.scratch_size.restype = None, ctypes.c_int64
+    return library
+
+
+def _definitions(kind: Kind, dtype: torch.dtype, sends_bytes: bool) -> tuple[str, ...]:
+    numbers = {
+        "CHARGE": ("sum", "product", "quotient").index(kind.charge[0]),
+        "SOFT": int(kind.reset == "soft"),
+        "BURSTS": int(kind.neuron == "lifb"),
+        "TAKES_BYTES": int(dtype == torch.uint8),
+    }
+    return definitions(torch.bfloat16, 0, sends_bytes, **numbers)

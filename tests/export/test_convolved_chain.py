@@ -1,0 +1,220 @@
+"""Networks in which a convolution and its neurons are one kernel, against the same networks in which they are two."""
+
+import copy
+import pickle
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ranvier import models
+from ranvier.export import InferenceNetwork, to_inference
+from ranvier.export.convolved_chain import ConvolvedChain
+from ranvier.kernels import native_convolved_scan
+from ranvier.nn import IF, LIF, LIFB, PLIF, BatchNorm, TimeFolded
+from ranvier.nn.structure import Activation, Chain, NeuronFactory, Residual
+
+needs_unit = pytest.mark.skipif(
+    native_convolved_scan.obstacle() is not None, reason=str(native_convolved_scan.obstacle())
+)
+STEPS = 3
+NETWORKS: dict[str, tuple[Callable[[NeuronFactory], models.Network], tuple[int, ...]]] = {
+    "sew-resnet18": (lambda neuron: models.sew_resnet18(3, 2, neuron=neuron), (2, 8, 8)),
+    "resnet20": (lambda neuron: models.resnet20(3, 2, neuron=neuron), (2, 8, 8)),
+    "vgg": (
+        lambda neuron: models.vgg((8, 12, "A", 40), num_classes=3, in_channels=2, image_size=8, neuron=neuron),
+        (2, 8, 8),
+    ),
+}
+NEURONS: dict[str, NeuronFactory] = {
+    "if": partial(IF, reset="soft"),
+    "lif": LIF,
+    "plif": PLIF,
+    "lifb": partial(LIFB, burst_init=1.5),
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+def exact(
+    name: str, neuron: str = "lif", precision: Any = "bfloat16"
+) -> tuple[models.Network, InferenceNetwork, Tensor]:
+    """A network whose sums are exact at any precision, the same for inference, and images."""
+    torch.manual_seed(0)
+    build, shape = NETWORKS[name]
+    network = build(NEURONS[neuron]).eval()
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            size = (len(layer.weight), layer.weight[0].numel())
+            kept = torch.rand(size).argsort(1).argsort(1) < 4
+            layer.weight.copy_((torch.where(torch.rand(size) < 0.3, -0.5, 0.5) * kept).view_as(layer.weight))
+            if layer.bias is not None:
+                layer.bias.zero_()
+        if isinstance(layer, BatchNorm):
+            layer.eps = 0.0
+            layer.bias.fill_(0.25)
+    images = torch.randint(-4, 5, (5, *shape)) / 2
+    return network, to_inference(network, precision=precision), images
+
+
+def apart(fast: InferenceNetwork) -> InferenceNetwork:
+    """The same, with two kernels for each pair."""
+    fast = copy.deepcopy(fast)
+    for chain in fast.modules():
+        if type(chain) is ConvolvedChain:
+            chain.__class__ = Chain
+    return fast
+
+
+def close(found: Tensor, wanted: Tensor) -> None:
+    """But for the readout, which adds up in another order."""
+    assert wanted.std() > 0.05
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
+
+
+def chains(fast: nn.Module) -> int:
+    return sum(type(chain) is ConvolvedChain for chain in fast.modules())
+
+
+@needs_unit
+@pytest.mark.parametrize(
+    ("neuron", "precision"),
+    [*((neuron, "bfloat16") for neuron in NEURONS), ("if", "int8"), ("lif", "int8"), ("plif", "int8")],
+)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_network_computes_what_it_did(name: str, neuron: str, precision: str) -> None:
+    network, fast, images = exact(name, neuron, precision)
+    assert chains(fast) > 0
+    close(fast(images, STEPS), network(images, STEPS))
+    state, logits = None, []
+    for _ in range(STEPS):
+        step, state = fast(images, 1, state=state, return_state=True)
+        logits.append(step)
+    close(torch.cat(logits), fast(images, STEPS))
+    _, states = apart(fast)(images, STEPS, return_state=True)
+    for one, other in zip(fast(images, STEPS, return_state=True)[1], states, strict=True):
+        assert torch.equal(one.v, other.v)
+
+
+@needs_unit
+def test_kernels_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every convolution but the encoder, and no neuron but the first, whose input is the same at every step."""
+    _, fast, images = exact("sew-resnet18")
+    calls: list[Any] = []
+    run = native_convolved_scan.PreparedConvolvedScan.__call__
+    monkeypatch.setattr(
+        native_convolved_scan.PreparedConvolvedScan,
+        "__call__",
+        lambda *given, **named: calls.append(given) or run(*given, **named),
+    )
+    fast(images, STEPS)
+    convolutions = sum(isinstance(layer, nn.Conv2d) for layer in fast.modules())
+    assert len(calls) == convolutions - 1
+    assert sum(given[-1] is not None for given in calls) == 8  # which send what the shortcut sends, too
+
+
+@needs_unit
+def test_names_stay_and_weights_may_be_written_to() -> None:
+    network, fast, images = exact("sew-resnet18")
+    other = apart(fast)
+    assert list(fast.state_dict()) == list(other.state_dict())
+    fast(images, STEPS)
+    with torch.no_grad():
+        for one in (fast, other):
+            conv = one.get_submodule("network.body.layers.3.branch.layers.2.0.0")
+            conv.layer.weight.mul_(2)
+            conv.layer.bias.add_(0.5)
+    close(fast(images, STEPS), other(images, STEPS))
+    assert not torch.equal(fast(images, STEPS), network(images, STEPS))
+
+
+@needs_unit
+def test_copies_run_alike() -> None:
+    _, fast, images = exact("vgg", precision="int8")
+    wanted = fast(images, STEPS)
+    for other in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
+        assert chains(other) == chains(fast)
+        assert torch.equal(other(images, STEPS), wanted)
+
+
+@needs_unit
+@pytest.mark.parametrize("place", ["0", "0.0", "0.0.layer", "1", "1.neuron"])
+def test_hooks_see_what_they_would(place: str) -> None:
+    _, fast, images = exact("sew-resnet18")
+    wanted = fast(images, STEPS)
+    number, *rest = place.split(".")
+    path = ["network.body.layers.1.branch.layers", str(int(number)), *(["0"] if number == "0" else []), *rest]
+    seen: list[torch.Size] = []
+    layer = fast.get_submodule(".".join(path))
+    handle = layer.register_forward_hook(lambda _, __, output: seen.append(output.shape))
+    if place != "0.0.layer":  # what packs its weights does not call it
+        close(fast(images, STEPS), wanted)
+        assert len(seen) == 1
+    handle.remove()
+    assert torch.equal(fast(images, STEPS), wanted)
+    assert len(seen) <= 1
+
+
+@needs_unit
+def test_other_inputs_take_two_kernels() -> None:
+    """Double precision, gradients, and sizes for which it does not pay."""
+    _, fast, images = exact("vgg")
+    wanted = fast(images, STEPS)
+    (chain,) = (each for each in fast.modules() if type(each) is ConvolvedChain)
+    pair = chain.parts[1][1]
+    assert pair is not None
+    spikes = torch.ones(STEPS, 2, 8, 8, 8, dtype=torch.bfloat16)
+    assert pair.fits(spikes)
+    assert not pair.fits(spikes.float())
+    assert not pair.fits(spikes[0])
+    assert not pair.fits(spikes.to("meta"))
+    with torch.enable_grad():
+        assert not pair.fits(spikes.clone().requires_grad_())
+    assert not pair.fits(torch.ones(STEPS, 200, 8, 8, 8, dtype=torch.bfloat16))  # a fourth of a block, and many places
+    assert torch.equal(fast(images.repeat(40, 1, 1, 1), STEPS)[:, :5], wanted)
+
+
+@needs_unit
+def test_states_of_others_are_refused_as_ever() -> None:
+    _, fast, images = exact("sew-resnet18")
+    _, states = fast(images, 1, return_state=True)
+    with pytest.raises(ValueError, match="state"):
+        fast(images[:2], 1, state=states)
+    with pytest.raises(ValueError, match="neuron states"):
+        fast(images, 1, state=states[:-1])
+
+
+@needs_unit
+def test_a_branch_without_a_pair_at_its_end_adds_as_before() -> None:
+    """The shortcut, here without neurons, is added to what is pooled behind them."""
+    torch.manual_seed(0)
+
+    def block() -> Residual:
+        conv = nn.Sequential(TimeFolded(nn.Conv2d(8, 8, 3, padding=1, bias=False)), BatchNorm(8))
+        return Residual(Chain(conv, Activation(LIF()), TimeFolded(nn.MaxPool2d(3, 1, 1))), Chain())
+
+    network, _, _ = exact("vgg")
+    network.body = Chain(network.body.layers[0], block(), *list(network.body.layers)[1:])  # type: ignore[index, arg-type]
+    fast, images = to_inference(network.eval()), torch.randint(-4, 5, (5, 2, 8, 8)) / 2
+    assert chains(fast) == 2
+    torch.testing.assert_close(fast(images, STEPS), apart(fast)(images, STEPS), rtol=0, atol=0.2)
+
+
+def test_elsewhere_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native_convolved_scan, "obstacle", lambda: "none here")
+    network, fast, images = exact("sew-resnet18")
+    assert chains(fast) == 0
+    close(fast(images, STEPS), network(images, STEPS))
+
+
+def test_float32_and_other_implementations_have_no_pairs() -> None:
+    network, _, _ = exact("vgg")
+    assert chains(to_inference(network, precision="float32")) == 0
+    assert chains(to_inference(network, implementation="reference")) == 0

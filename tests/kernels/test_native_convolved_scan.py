@@ -1,0 +1,228 @@
+"""Convolution and neurons in one kernel, on numbers of few bits, whose sums are exact in any order."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import settings as with_settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ranvier import dynamics
+from ranvier.dynamics import IFParams, LIFBParams, LIFParams, NeuronState, PLIFParams
+from ranvier.kernels import native_convolved_scan, native_tiles
+from ranvier.kernels.fused_scan import Kind
+from ranvier.kernels.native_convolved_scan import Filters, Geometry, PreparedConvolvedScan, pays
+
+needs_unit = pytest.mark.skipif(
+    native_convolved_scan.obstacle() is not None, reason=str(native_convolved_scan.obstacle())
+)
+ONE = Geometry((1, 1), (1, 1), (1, 1))
+
+
+def images(*shape: int, most: int, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    """Whole numbers `[T, B, C, H, W]`, whose channels lie side by side."""
+    frames, count, channels, height, width = shape
+    made = torch.randint(most + 1, (frames, count, height, width, channels), generator=generator)
+    return made.to(dtype).movedim(-1, 2)
+
+
+def currents(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    bias = None if bias is None else bias.double()
+    y = F.conv2d(x.flatten(0, 1).double(), weight.double(), bias, *geometry)
+    return y.unflatten(0, x.shape[:2]).float()
+
+
+def reference(neuron: str, params: Any, current: Tensor, state: NeuronState | None, learned: Tensor | None) -> Any:
+    if neuron == "if":
+        return dynamics.if_scan(current, state, params)
+    if neuron == "lif":
+        return dynamics.lif_scan(current, state, params)
+    if neuron == "plif":
+        return dynamics.plif_scan(current, state, params, learned)
+    return dynamics.lifb_scan(current, state, params, learned)
+
+
+PARAMS: dict[str, Any] = {"if": IFParams, "lif": LIFParams, "plif": PLIFParams, "lifb": LIFBParams}
+STEP = {"if": dynamics.if_step, "lif": dynamics.lif_step, "plif": dynamics.plif_step, "lifb": dynamics.lifb_step}
+
+
+@needs_unit
+@given(
+    neuron=st.sampled_from(list(STEP)),
+    reset=st.sampled_from(["hard", "soft"]),
+    tau=st.sampled_from([2.0, 3.0]),
+    takes_bytes=st.booleans(),
+    sends_bytes=st.booleans(),
+    steps=st.integers(1, 5),
+    count=st.integers(1, 9),
+    channels=st.integers(1, 70),
+    out_channels=st.integers(1, 70),
+    size=st.tuples(st.integers(1, 20), st.sampled_from([1, 3, 4, 7, 15, 16, 17, 31, 32, 33, 40, 67])),
+    kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    padding=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    dilation=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    carried=st.booleans(),
+    adds=st.booleans(),
+    biased=st.booleans(),
+    seed=st.integers(0, 2**32),
+)
+@with_settings(max_examples=150, deadline=None)
+def test_spikes_and_states_are_those_of_one_after_the_other(
+    neuron: str,
+    reset: str,
+    tau: float,
+    takes_bytes: bool,
+    sends_bytes: bool,
+    steps: int,
+    count: int,
+    channels: int,
+    out_channels: int,
+    size: tuple[int, int],
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    carried: bool,
+    adds: bool,
+    biased: bool,
+    seed: int,
+) -> None:
+    geometry = Geometry(stride, padding, dilation)
+    out_size = geometry.output_size(size, kernel)
+    if min(out_size) < 1:
+        return
+    generator = torch.Generator().manual_seed(seed)
+    x = images(
+        steps, count, channels, *size, most=3, dtype=(torch.bfloat16, torch.uint8)[takes_bytes], generator=generator
+    )
+    weight = torch.randint(-9, 10, (out_channels, channels, *kernel), generator=generator)
+    bias = torch.randint(-8, 9, (out_channels,), generator=generator) / 16 if biased else None
+    if takes_bytes:
+        scale = 2.0 ** torch.randint(-5, -3, (out_channels,), generator=generator)
+        filters = Filters.of(weight.to(torch.int8), bias, scale)
+        weight = weight * scale.view(-1, 1, 1, 1)
+    else:
+        weight = weight / 16
+        filters = Filters.of(weight.bfloat16(), bias)
+    leaks = {"tau": tau} if neuron in ("lif", "lifb") else {}
+    params: Any = PARAMS[neuron](reset=reset, **leaks)
+    learned, rate, excess = None, None, None
+    if neuron == "plif":
+        learned, rate = torch.zeros(()), torch.full((1,), 0.5)
+    if neuron == "lifb":
+        learned = 1 + torch.randint(0, 8, (out_channels,), generator=generator) / 4
+        excess, sends_bytes = learned - 1, False
+    scan = PreparedConvolvedScan(Kind.of(STEP[neuron], params), geometry, sends_bytes)
+    v = torch.randint(-8, 9, (count, out_channels, *out_size), generator=generator) / 8 if carried else None
+    dtype = torch.uint8 if sends_bytes else torch.bfloat16
+    added = images(steps, count, out_channels, *out_size, most=5, dtype=dtype, generator=generator) if adds else None
+
+    spikes, end = scan(x, filters, v, rate, excess, added)
+
+    state = None if v is None else NeuronState(v)
+    wanted, after = reference(neuron, params, currents(x, weight, bias, geometry), state, learned)
+    assert spikes.dtype == dtype
+    assert torch.equal(spikes.float(), wanted if added is None else wanted + added.float())
+    assert end is not None
+    assert torch.equal(end, after.v)
+    alone, nothing = scan(x, filters, v, rate, excess, return_end=False)
+    assert torch.equal(alone.float(), wanted)
+    assert nothing is None
+    assert spikes.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
+
+
+@needs_unit
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize(("count", "side", "channels"), [(1, 8, 96), (7, 32, 64), (40, 4, 256), (3, 16, 320)])
+def test_groups_of_images_and_threads_change_nothing(threads: int, count: int, side: int, channels: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = images(4, count, channels, side, side, most=1, dtype=torch.bfloat16, generator=generator)
+    weight = torch.randint(-4, 5, (64, channels, 3, 3), generator=generator) / 32
+    scan = PreparedConvolvedScan(Kind.of(dynamics.lif_step, LIFParams()), ONE)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        spikes, _ = scan(x, Filters.of(weight.bfloat16(), None))
+    finally:
+        torch.set_num_threads(before)
+    wanted, _ = dynamics.lif_scan(currents(x, weight, None, ONE), None, LIFParams())
+    assert 0.01 < wanted.mean() < 0.9
+    assert torch.equal(spikes.float(), wanted)
+
+
+@needs_unit
+def test_currents_are_not_rounded() -> None:
+    """1 - 2^-12 is no bfloat16: neurons that get it stay silent, and would fire if it were rounded to 1."""
+    x = torch.ones(1, 1, 2, 1, 1, dtype=torch.bfloat16)
+    weight = torch.tensor([[1.0, -(2.0**-12)], [1.0, 2.0**-12]]).view(2, 2, 1, 1)
+    scan = PreparedConvolvedScan(Kind.of(dynamics.if_step, IFParams(v_threshold=1.0)), ONE._replace(padding=(0, 0)))
+    spikes, end = scan(x, Filters.of(weight.bfloat16(), None))
+    assert spikes.flatten().tolist() == [0, 1]
+    assert end is not None
+    assert end.flatten().tolist() == [1 - 2.0**-12, 0]
+
+
+@needs_unit
+def test_other_layouts_are_copied() -> None:
+    generator = torch.Generator().manual_seed(1)
+    x = images(2, 3, 40, 5, 6, most=1, dtype=torch.uint8, generator=generator)
+    filters = Filters.of(torch.ones(33, 40, 3, 3, dtype=torch.int8), None, torch.full((33,), 0.125))
+    scan = PreparedConvolvedScan(Kind.of(dynamics.lif_step, LIFParams()), ONE, sends_bytes=True)
+    v = torch.rand(3, 33, 5, 6, generator=generator)
+    wanted = scan(x, filters, v.to(memory_format=torch.channels_last), added=x[:, :, :33])
+    found = scan(x.contiguous(), filters, v, added=x[:, :, :33].contiguous())
+    assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))  # type: ignore[arg-type]
+
+
+@needs_unit
+def test_others_may_use_the_unit_in_between() -> None:
+    generator = torch.Generator().manual_seed(4)
+    x = images(2, 4, 64, 8, 8, most=1, dtype=torch.bfloat16, generator=generator)
+    weight = (torch.randint(-4, 5, (64, 64, 3, 3), generator=generator) / 32).bfloat16()
+    matrix = torch.randn(96, 200, generator=generator).bfloat16()
+    scan, filters = PreparedConvolvedScan(Kind.of(dynamics.lif_step, LIFParams()), ONE), Filters.of(weight, None)
+    wanted, ours = matrix @ matrix.T, scan(x, filters)[0]
+    for _ in range(3):
+        assert torch.equal(matrix @ matrix.T, wanted)
+        assert torch.equal(scan(x, filters)[0], ours)
+
+
+def test_filters_lie_as_they_are_read() -> None:
+    """The weight of output 17, channel 35, row 1, column 0 of a 2x1 kernel: by hand."""
+    weight = torch.zeros(20, 40, 2, 1, dtype=torch.bfloat16)
+    weight[17, 35, 1, 0] = 3
+    filters = Filters.of(weight, torch.arange(20.0))
+    assert filters.weights.shape == (1, 2, 2, 2, 16, 16, 2)
+    assert filters.weights.nonzero().tolist() == [[0, 1, 1, 1, 1, 1, 1]]
+    assert filters.bias.tolist() == [*range(20), *[0] * 12]
+    bytes_of = Filters.of(weight.to(torch.int8), None, torch.ones(20))
+    assert bytes_of.weights.shape == (1, 2, 1, 2, 16, 16, 4)
+    assert bytes_of.weights.nonzero().tolist() == [[0, 1, 0, 1, 8, 1, 3]]
+    assert bytes_of.bias.tolist() == [0] * 32
+
+
+def test_pays_where_blocks_are_full_or_places_few() -> None:
+    x = torch.empty(4, 8, 64, 32, 32, dtype=torch.bfloat16)
+    assert pays(x, (64, 64, 3, 3), ONE)
+    assert not pays(x, (8, 64, 3, 3), ONE)  # a fourth of a block
+    assert pays(x[:1, :1], (8, 64, 3, 3), ONE)
+    assert not pays(x, (64, 32, 3, 3), ONE)  # other channels
+    assert not pays(x[:, :0], (64, 64, 3, 3), ONE)
+    assert not pays(x[..., :2, :2], (64, 64, 5, 5), ONE)
+    assert not pays(torch.empty(64, 1, 64, 224, 224, dtype=torch.uint8), (64, 64, 3, 3), ONE)  # larger than caches
+
+
+def test_obstacles_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native_tiles, "obstacle", lambda: "no unit.")
+    assert native_convolved_scan.obstacle.__wrapped__() == "no unit."
+
+    def load(*_: object) -> None:
+        raise RuntimeError("compiling them failed: no space")
+
+    monkeypatch.setattr(native_tiles, "obstacle", lambda: None)
+    monkeypatch.setattr(native_convolved_scan, "load", load)
+    assert native_convolved_scan.obstacle.__wrapped__() == "compiling them failed: no space."
