@@ -268,6 +268,16 @@ def test_rounds_of_v3_add_up() -> None:
     assert torch.allclose(neuron.bias, 4 * once, rtol=1e-5)  # float32 sums
 
 
+def test_v3_stops_where_a_channel_always_fires() -> None:
+    """From a full potential all fire at all steps, and send all that they can."""
+    _, x, mean, graph, snn = out_of_reach()
+    (neuron,) = snn.neurons.values()
+    neuron.v_init.copy_(2 * mean)
+    for _ in range(5):
+        ftbc(graph, snn, x, STEPS, step_size=0.5, variant="V3")
+    assert neuron.bias.abs().max() < 1e-5 * mean.min()  # float32 means; with the mean as target -1.25 of it
+
+
 def out_of_reach() -> tuple[nn.Sequential, Tensor, Tensor, fx.GraphModule, ConvertedSNN]:
     """A layer with thresholds of half its mean activations, also returned, that is silent at the first step."""
     ann = exact(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)))

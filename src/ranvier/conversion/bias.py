@@ -60,9 +60,9 @@ def ftbc(
 
     Source: Wu et al. 2024, "FTBC: Forward Temporal Bias Correction for Optimizing ANN-SNN Conversion", ECCV, with
     details from its released code. Differs from it in: where a mean activation exceeds the threshold, which no bias can
-    bring about, the target of V1 and V2 is the threshold, so that the bias stops once the channel always fires; a tie
-    fires. V3 never sees what its biases did, so that its rounds only add up: their number times the step size is to be
-    about 1, as published.
+    bring about, the target is the threshold, so that the bias stops once the channel always fires; a tie fires. V3
+    never sees what its biases did, so that its rounds only add up: their number times the step size is to be about 1,
+    as published.
     """
     check_choice("variant", variant, VARIANTS)
 
@@ -75,7 +75,7 @@ def ftbc(
         if variant == "V2":
             neuron.bias += step_size * (channel_means(neuron(current)) - target)
         else:
-            neuron.bias += step_size * _errors_followed(neuron, current, activation)
+            neuron.bias += step_size * _errors_followed(neuron, current, activation, target)
         sent: Tensor = neuron(current)
         return sent
 
@@ -176,7 +176,7 @@ def _compiled_step() -> Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]:
     return step
 
 
-def _errors_followed(neuron: ConvertedIF, current: Tensor, activation: Tensor) -> Tensor:
+def _errors_followed(neuron: ConvertedIF, current: Tensor, activation: Tensor, target: Tensor) -> Tensor:
     """Mean errors `[T, C]` of variant V3, whose potentials follow the activation of each neuron."""
     v, emitted, rows, _ = begin(current, None, torch.zeros_like(neuron.bias), neuron.v_init, neuron.signed)
     threshold = per_channel(neuron.threshold, current[0])
@@ -184,6 +184,6 @@ def _errors_followed(neuron: ConvertedIF, current: Tensor, activation: Tensor) -
     for x, none in zip(current.unbind(0), rows, strict=True):
         sent, _, _ = converted_step(x, v, emitted, threshold, none, neuron.signed)
         error = sent - activation
-        errors.append(channel_means(error.unsqueeze(0)))
+        errors.append(channel_means(sent.unsqueeze(0)) - target)
         _, v, emitted = converted_step(x, v, emitted, threshold, error, neuron.signed)
     return torch.cat(errors)
