@@ -473,7 +473,7 @@ def info() -> None:
     for device in ["cpu"] + ["cuda"] * bool(gpus):
         console.print(f"  large inputs: {kernels.explain(device, 2**20)}")
         console.print(f"  small inputs: {kernels.explain(device, 2**10)}")
-    console.print(f"convolutions of spikes, float32\n  cpu: {kernels.explain_convolutions()}")
+    console.print(f"convolutions\n  cpu: {kernels.explain_convolutions()}")
 
 
 COMMANDS: dict[str, Any] = {

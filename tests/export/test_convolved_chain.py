@@ -2,8 +2,11 @@
 
 import copy
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +15,7 @@ from torch import Tensor, nn
 
 from ranvier import models
 from ranvier.export import InferenceNetwork, to_inference
-from ranvier.export.convolved_chain import ConvolvedChain
+from ranvier.export.convolved_chain import ConvolvedChain, Pair
 from ranvier.kernels import native_convolved_scan
 from ranvier.nn import IF, LIF, LIFB, PLIF, BatchNorm, TimeFolded
 from ranvier.nn.structure import Activation, Chain, NeuronFactory, Residual
@@ -25,7 +28,7 @@ NETWORKS: dict[str, tuple[Callable[[NeuronFactory], models.Network], tuple[int, 
     "sew-resnet18": (lambda neuron: models.sew_resnet18(3, 2, neuron=neuron), (2, 8, 8)),
     "resnet20": (lambda neuron: models.resnet20(3, 2, neuron=neuron), (2, 8, 8)),
     "vgg": (
-        lambda neuron: models.vgg((8, 12, "A", 40), num_classes=3, in_channels=2, image_size=8, neuron=neuron),
+        lambda neuron: models.vgg((32, 40, "A", 64), num_classes=3, in_channels=2, image_size=8, neuron=neuron),
         (2, 8, 8),
     ),
 }
@@ -162,23 +165,94 @@ def test_hooks_see_what_they_would(place: str) -> None:
     assert len(seen) <= 1
 
 
+def first_pair(fast: nn.Module) -> Pair:
+    chain = next(each for each in fast.modules() if type(each) is ConvolvedChain)
+    return next(pair for pair in chain.pairs() if pair is not None)
+
+
 @needs_unit
 def test_other_inputs_take_two_kernels() -> None:
-    """Double precision, gradients, and sizes for which it does not pay."""
-    _, fast, images = exact("vgg")
-    wanted = fast(images, STEPS)
-    (chain,) = (each for each in fast.modules() if type(each) is ConvolvedChain)
-    pair = chain.parts[1][1]
-    assert pair is not None
-    spikes = torch.ones(STEPS, 2, 8, 8, 8, dtype=torch.bfloat16)
-    assert pair.fits(spikes)
-    assert not pair.fits(spikes.float())
-    assert not pair.fits(spikes[0])
-    assert not pair.fits(spikes.to("meta"))
+    """Single precision, other ranks and devices, gradients, no images; other sizes see `pays`."""
+    _, fast, _ = exact("vgg")
+    pair, spikes = first_pair(fast), torch.ones(STEPS, 2, 32, 8, 8, dtype=torch.bfloat16)
+    assert pair.filters_for(spikes) is not None
+    for other in (spikes.float(), spikes[0], spikes.to("meta"), spikes[:, :0], spikes[:, :, :16]):
+        assert pair.filters_for(other) is None
     with torch.enable_grad():
-        assert not pair.fits(spikes.clone().requires_grad_())
-    assert not pair.fits(torch.ones(STEPS, 200, 8, 8, 8, dtype=torch.bfloat16))  # a fourth of a block, and many places
-    assert torch.equal(fast(images.repeat(40, 1, 1, 1), STEPS)[:, :5], wanted)
+        assert pair.filters_for(spikes.clone().requires_grad_()) is None
+    pair.neuron.is_native = False
+    assert pair.filters_for(spikes) is None
+
+
+@needs_unit
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_streaming_and_parts_of_a_batch_give_the_same(precision: Any) -> None:
+    """Where nothing is exact: what runs must not depend on how much comes at once. Logits show a spike more."""
+    torch.manual_seed(1)
+    network = models.vgg((48, 48, "A", 48), num_classes=10, in_channels=3, image_size=16)
+    images = torch.rand(8, 3, 16, 16)
+    with torch.no_grad():
+        for _ in range(3):
+            network.train()(images, 6)
+    fast = to_inference(network.eval(), precision=precision)
+    whole, state, logits = fast(images, 6), None, []
+    for _ in range(6):
+        step, state = fast(images, 1, state=state, return_state=True)
+        logits.append(step)
+    alone = torch.cat([fast(image, 6) for image in images.split(1)], dim=1)
+    for found in (torch.cat(logits), alone):
+        torch.testing.assert_close(found, whole, rtol=0, atol=1e-6)  # the readout adds up in another order
+
+
+@needs_unit
+@pytest.mark.parametrize("moved", ["float", "double", "half"])
+def test_networks_that_are_cast_do_what_they_did(moved: str) -> None:
+    _, fast, images = exact("vgg")
+    fast(images, STEPS)
+    results = []
+    for one in (apart(fast), fast):
+        try:
+            results.append(getattr(one, moved)()(images, STEPS))
+        except RuntimeError as error:
+            results.append(str(error))
+    assert type(results[0]) is type(results[1])
+    assert results[0] == results[1] if isinstance(results[0], str) else torch.equal(results[0], results[1])
+
+
+@needs_unit
+@pytest.mark.parametrize("part", ["1.0.0", "1.0", "1", "2", "2.neuron"])
+def test_modules_may_be_replaced(part: str) -> None:
+    _, fast, images = exact("vgg")
+    other = exact("vgg", "if")[1]  # whose neurons have no leak
+    with torch.no_grad():
+        for layer in other.modules():
+            if isinstance(layer, nn.Conv2d):
+                layer.weight.mul_(2)
+    before = fast(images, STEPS)
+    path = f"network.body.layers.{part}"
+    fast.set_submodule(path, other.get_submodule(path))
+    after = fast(images, STEPS)
+    assert not torch.equal(after, before)
+    close(after, apart(fast)(images, STEPS))
+
+
+@needs_unit
+def test_an_unpickled_network_asks_for_the_unit(tmp_path: Path) -> None:
+    """Nothing before its first pair does, in a process of its own."""
+    torch.manual_seed(0)
+    conv = TimeFolded(nn.Conv2d(32, 32, 3, padding=1, bias=False))
+    body = Chain(conv, Activation(LIF()), TimeFolded(nn.Flatten(1)))
+    fast = to_inference(models.Network(nn.Identity(), body, TimeFolded(nn.Linear(2048, 3))).eval())
+    (tmp_path / "network").write_bytes(pickle.dumps(fast))
+    code = f"""
+import pickle, torch
+fast = pickle.load(open({str(tmp_path / "network")!r}, "rb"))
+with torch.device("meta"):
+    first = fast(torch.ones(2, 4, 32, 8, 8, device="cpu"))
+print(list(first.shape), torch.equal(first, fast(torch.ones(2, 4, 32, 8, 8))))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "[2, 4, 3] True\n"), done.stderr
 
 
 @needs_unit
@@ -197,7 +271,7 @@ def test_a_branch_without_a_pair_at_its_end_adds_as_before() -> None:
     torch.manual_seed(0)
 
     def block() -> Residual:
-        conv = nn.Sequential(TimeFolded(nn.Conv2d(8, 8, 3, padding=1, bias=False)), BatchNorm(8))
+        conv = nn.Sequential(TimeFolded(nn.Conv2d(32, 32, 3, padding=1, bias=False)), BatchNorm(32))
         return Residual(Chain(conv, Activation(LIF()), TimeFolded(nn.MaxPool2d(3, 1, 1))), Chain())
 
     network, _, _ = exact("vgg")

@@ -88,6 +88,75 @@ def test_late_digits_are_seen_though_the_first_values_are_spikes() -> None:
     assert all(torch.equal(one, other) for one, other in zip(got, wanted, strict=True))
 
 
+def in_bfloat16(function: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Tensor | None) -> list[Tensor]:
+    """Output and gradients under autocast, of leaves in float32 but x."""
+    given = [one.clone().requires_grad_() for one in (x, weight, bias) if one is not None]
+    with torch.autocast("cpu", torch.bfloat16):
+        y = function(*given) if bias is not None else function(*given, None)
+    upstream = channels_last(torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y.dtype))
+    return [y.detach(), *torch.autograd.grad(y, given, upstream)]
+
+
+@needs_unit
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(("size", "passes"), [(8, (True, True, True)), (16, (False, False, True)), (20, (False,) * 3)])
+def test_in_bfloat16_each_pass_runs_where_it_is_faster(
+    monkeypatch: pytest.MonkeyPatch, size: int, passes: tuple[bool, ...], compiled: bool, biased: bool
+) -> None:
+    """Of analog values, too. Under autocast torch rounds alike, and the gradient of the weights besides."""
+    generator = torch.Generator().manual_seed(2)
+    x = channels_last(torch.randn(32, 64, size, size, generator=generator).bfloat16())
+    weight = channels_last(torch.randn(64, 64, 3, 3, generator=generator) / 24)
+    bias = torch.randn(64, generator=generator) if biased else None
+    wanted = in_bfloat16(lambda x, w, b: torch.conv2d(x, w, b, *PLAIN), x, weight, bias)
+    ran: list[str] = []
+    for name in ("forward", "grad_spikes", "grad_weight"):
+        run = getattr(native_convolution, name)
+        monkeypatch.setattr(
+            native_convolution, name, lambda *given, run=run, name=name: ran.append(name) or run(*given)
+        )
+
+    def ours(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        assert fits(x, weight, (1, 1), 1)
+        return convolution(x, weight, bias, *PLAIN)
+
+    torch._dynamo.reset()
+    found = in_bfloat16(torch.compile(ours, fullgraph=True, backend="aot_eager") if compiled else ours, x, weight, bias)
+    assert [name in ran for name in ("forward", "grad_spikes", "grad_weight")] == list(passes)
+    for one, other in zip(found, wanted, strict=True):
+        assert one.dtype == other.dtype
+        assert one.shape == other.shape
+        torch.testing.assert_close(one, other, rtol=2.0**-7, atol=2.0**-7 * float(other.abs().max()))
+    exact = torch.ops.aten.convolution_backward(
+        channels_last(torch.randn(wanted[0].shape, generator=torch.Generator().manual_seed(1)).bfloat16()).double(),
+        *(x.double(), weight.double(), None, *PLAIN, [1, 1], False, [0, 0], 1, [False, True, False]),
+    )[1]
+    assert passes[2] == ((found[2] - exact).abs().max() < 1e-5 * exact.abs().max())  # not rounded to bfloat16
+
+
+@needs_unit
+def test_weights_of_bfloat16() -> None:
+    """As in a network that is cast as a whole: everything is bfloat16."""
+    generator = torch.Generator().manual_seed(3)
+    x = channels_last(torch.randn(40, 32, 6, 5, generator=generator).bfloat16())
+    weight = channels_last(torch.randn(64, 32, 3, 3, generator=generator).bfloat16())
+    bias = torch.randn(64, generator=generator).bfloat16()
+    leaves = [one.clone().requires_grad_() for one in (x, weight, bias)]
+    results = []
+    for run in (torch.conv2d, convolution):
+        y = run(*leaves, *PLAIN)
+        results.append([y.detach(), *torch.autograd.grad(y.float().square().sum(), leaves)])
+    for other, one in zip(*results, strict=True):
+        assert one.dtype == torch.bfloat16
+        torch.testing.assert_close(one, other, rtol=2.0**-6, atol=2.0**-6 * float(other.abs().max()))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert fits(x, weight, (1, 1), 1)
+    with torch.autocast("cpu", torch.float16):
+        assert not fits(x, weight, (1, 1), 1)
+    assert not fits(x, weight.float(), (1, 1), 1)  # which torch refuses
+
+
 @needs_unit
 def test_gradients_of_gradients() -> None:
     x, weight = layer()
@@ -118,6 +187,9 @@ def test_operators_keep_their_promises() -> None:
     torch.library.opcheck(_operator, (x.requires_grad_(), weight.requires_grad_(), torch.ones(64), *PLAIN))
     grad = channels_last(torch.ones(40, 64, 6, 5))
     torch.library.opcheck(_backward_operator, (grad, x.detach(), weight.detach(), *PLAIN, [True, False, True]))
+    torch.library.opcheck(
+        _backward_operator, (grad.bfloat16(), x.detach().bfloat16(), weight.detach(), *PLAIN, [True, True, True])
+    )
 
 
 @needs_unit

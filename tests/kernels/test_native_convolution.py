@@ -75,6 +75,58 @@ def test_any_sizes_against_double_precision(
 
 
 @needs_unit
+@given(
+    images=st.integers(1, 70),
+    channels=st.integers(1, 70),
+    out_channels=st.integers(1, 70),
+    size=st.tuples(st.integers(3, 9), st.integers(3, 9)),
+    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    padding=st.tuples(st.integers(0, 2), st.integers(0, 2)),
+    seed=st.integers(0, 2**32),
+)
+@with_settings(max_examples=60, deadline=None)
+def test_bfloat16_of_any_value_against_double_precision(
+    images: int,
+    channels: int,
+    out_channels: int,
+    size: tuple[int, int],
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    seed: int,
+) -> None:
+    """Weights are rounded, and what comes out but the gradient of the weights; nothing else is."""
+    generator = torch.Generator().manual_seed(seed)
+    given = channels_last(torch.randn(images, channels, *size, generator=generator).bfloat16())
+    weight = channels_last(torch.randn(out_channels, channels, *kernel, generator=generator))
+    bias = torch.randn(out_channels, generator=generator)
+    x, w = given.double().requires_grad_(), weight.bfloat16().double().requires_grad_()
+    exact = F.conv2d(x, w, bias.double(), stride, padding)
+    grad = channels_last(torch.randn(exact.shape, generator=generator).bfloat16())
+    exact.backward(grad.double())
+    a, b = given.double().abs().requires_grad_(), weight.bfloat16().double().abs().requires_grad_()
+    sums = F.conv2d(a, b, bias.double().abs(), stride, padding)
+    sums.backward(grad.double().abs())
+    assert x.grad is not None
+    assert w.grad is not None
+    assert a.grad is not None
+    assert b.grad is not None
+    half = 2.0**-8 / LAST_BITS  # a bfloat16 has 8 bits
+    for found, wanted, size_of in (
+        (forward(given, weight, bias, stride, padding), exact.detach(), sums.detach()),
+        (grad_spikes(grad, given, weight, stride, padding), x.grad, a.grad),
+    ):
+        assert found is not None
+        assert found.dtype == torch.bfloat16
+        differ(found, wanted, size_of + half * wanted.abs())
+    of_weight = grad_weight(grad, given, weight, stride, padding)
+    assert of_weight is not None
+    assert of_weight.dtype == torch.float32
+    differ(of_weight, w.grad, b.grad)
+
+
+@needs_unit
 def test_all_digits_of_weights_and_gradients_count() -> None:
     """One spike: the output is a weight, and the gradient of a weight that of an output, to the last of 24 bits."""
     generator = torch.Generator().manual_seed(0)
@@ -190,7 +242,7 @@ def test_what_keeps_the_unit_keeps_the_convolutions(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_compiler_that_fails_is_an_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:
-    def library() -> None:
+    def library(_: torch.dtype) -> None:
         raise RuntimeError("compiling them failed: no space")
 
     monkeypatch.setattr(native_tiles, "obstacle", lambda: None)

@@ -205,15 +205,20 @@ def test_filters_lie_as_they_are_read() -> None:
     assert bytes_of.bias.tolist() == [0] * 32
 
 
-def test_pays_where_blocks_are_full_or_places_few() -> None:
-    x = torch.empty(4, 8, 64, 32, 32, dtype=torch.bfloat16)
-    assert pays(x, (64, 64, 3, 3), ONE)
-    assert not pays(x, (8, 64, 3, 3), ONE)  # a fourth of a block
-    assert pays(x[:1, :1], (8, 64, 3, 3), ONE)
-    assert not pays(x, (64, 32, 3, 3), ONE)  # other channels
-    assert not pays(x[:, :0], (64, 64, 3, 3), ONE)
-    assert not pays(x[..., :2, :2], (64, 64, 5, 5), ONE)
-    assert not pays(torch.empty(64, 1, 64, 224, 224, dtype=torch.uint8), (64, 64, 3, 3), ONE)  # larger than caches
+def test_pays_where_blocks_are_full_and_images_fit() -> None:
+    image, shape = (64, 32, 32), (64, 64, 3, 3)
+    assert pays(image, shape, ONE)
+    assert not pays(image, (8, 64, 3, 3), ONE)  # a fourth of a block
+    assert not pays(image, (64, 32, 3, 3), ONE)  # other channels
+    assert not pays((64, 2, 2), (64, 64, 5, 5), ONE)
+    assert not pays((64, 0, 2), shape, ONE)
+    assert not pays((64, 512, 512), shape, ONE)  # larger than caches
+    assert not pays(image, (64, 64, 40, 40), ONE._replace(padding=(20, 20)))  # too many weights of a channel
+
+
+@pytest.mark.parametrize("wrong", [{"stride": (0, 1)}, {"padding": (1, -1)}, {"dilation": (1, 0)}], ids=str)
+def test_what_no_convolution_can_be_made_of_does_not_pay(wrong: dict[str, Any]) -> None:
+    assert not pays((64, 32, 32), (64, 64, 3, 3), ONE._replace(**wrong))
 
 
 def test_obstacles_are_told(monkeypatch: pytest.MonkeyPatch) -> None:

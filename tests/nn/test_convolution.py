@@ -74,8 +74,9 @@ def test_weights_that_are_made_by_a_parametrization() -> None:
 
 
 @needs_unit
+@pytest.mark.parametrize("casts", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
-def test_a_convolution_that_keeps_bits_gives_the_same_bits(bias: bool) -> None:
+def test_a_convolution_that_keeps_bits_gives_the_same_bits(bias: bool, casts: bool) -> None:
     torch.manual_seed(0)
     plain = nn.Conv2d(32, 64, 3, bias=bias)
     packed = nn.Conv2d(32, 64, 3, bias=bias)
@@ -83,12 +84,15 @@ def test_a_convolution_that_keeps_bits_gives_the_same_bits(bias: bool) -> None:
     packed.__class__ = PackedConv2d
     packed.largest = 1  # type: ignore[assignment]
     results = []
+    dtype = torch.bfloat16 if casts else torch.float32
     for conv in (plain, packed):
-        x = spikes().requires_grad_()
-        y = run_layer(conv, x)
-        results.append((y, *torch.autograd.grad(y.square().sum(), [x, *conv.parameters()])))
-        with torch.no_grad():
-            assert torch.equal(run_layer(conv, spikes()), y)
+        x = spikes().to(dtype).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=casts):
+            y = run_layer(conv, x)
+            with torch.no_grad():
+                assert torch.equal(run_layer(conv, spikes().to(dtype)), y)
+        assert y.dtype == dtype
+        results.append((y, *torch.autograd.grad(y.float().square().sum(), [x, *conv.parameters()])))
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
 

@@ -116,7 +116,7 @@ class ByteConv2d(nn.Module):
 
     def filters(self) -> Filters | None:
         """What the neurons behind it can be one kernel with; None where they cannot."""
-        if self.settings[3] != 1:
+        if self.settings[3] != 1 or self.weight.dtype != torch.int8 or self.weight.device.type != "cpu":
             return None
         tensors = (self.weight, self.scale) if self.bias is None else (self.weight, self.scale, self.bias)
         return self._filters(tensors, lambda: Filters.of(self.weight, self.bias, self.scale))
@@ -124,7 +124,12 @@ class ByteConv2d(nn.Module):
     @property
     def geometry(self) -> Geometry:
         """How it moves over an image."""
-        return Geometry(*((numbers[0], numbers[1]) for numbers in self.settings[:3]))
+        return Geometry(*self.settings[:3])
+
+    @property
+    def shape(self) -> torch.Size:
+        """`[O, C, kernel height, kernel width]`."""
+        return self.weight.shape
 
     def forward(self, x: Tensor) -> Tensor:
         """Map bytes `[N, C, H, W]` to bfloat16."""

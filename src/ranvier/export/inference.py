@@ -69,8 +69,8 @@ def to_inference(
 
     On a CPU, `auto` runs layer by layer: weights of convolutions are packed once for the instructions of the machine,
     which a compiled network does in every call. SEW-ResNet-18 at batch 1 takes half as long again when compiled. On a
-    matrix unit (AMX) a convolution and the neurons behind it are one kernel, and currents stay float32: see
-    `ranvier.export.convolved_chain`.
+    matrix unit (AMX) a convolution and the neurons behind it are one kernel in networks of `ranvier.models`, and
+    currents stay float32: see `ranvier.export.convolved_chain`.
     Larger batches than `ranvier.data.evaluation_batch_size` pass in parts, which stay in the caches, unless a state
     comes or is wanted, or a hook watches. Elsewhere `auto` compiles.
 

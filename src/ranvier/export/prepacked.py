@@ -26,7 +26,7 @@ class Prepacked(nn.Module):
     def filters(self) -> Filters | None:
         """What the neurons behind it can be one kernel with; None where they cannot."""
         layer = self.layer
-        if layer.weight.dtype != torch.bfloat16 or layer.groups != 1:
+        if layer.weight.dtype != torch.bfloat16 or layer.groups != 1 or layer.weight.device.type != "cpu":
             return None
         learned = (layer.weight,) if layer.bias is None else (layer.weight, layer.bias)
         return self._filters(learned, lambda: Filters.of(layer.weight, layer.bias))
@@ -36,7 +36,12 @@ class Prepacked(nn.Module):
         """How it moves over an image."""
         layer = self.layer
         assert not isinstance(layer.padding, str)
-        return Geometry(_pair(layer.stride), _pair(layer.padding), _pair(layer.dilation))
+        return Geometry(layer.stride, layer.padding, layer.dilation)
+
+    @property
+    def shape(self) -> torch.Size:
+        """`[O, C, kernel height, kernel width]`."""
+        return self.layer.weight.shape
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[N, C, H, W]` to `[N, O, H', W']`."""
@@ -47,15 +52,11 @@ class Prepacked(nn.Module):
             y: Tensor = layer(x)
             return y
         where = list(layer.stride), [int(size) for size in layer.padding]
-        if fits(x, layer.weight, layer.dilation, layer.groups) and promises(x, layer.weight, layer.bias, *where):
+        analog = x.dtype != torch.float32 or not fits(x, layer.weight, layer.dilation, layer.groups)
+        if not analog and promises(x, layer.weight, layer.bias, *where):
             return convolve(x, layer.weight, layer.bias, *where)
         settings: Any = (layer.padding, layer.stride, layer.dilation, layer.groups)
         weight = self._packed(
             (layer.weight,), lambda: torch._C._nn.mkldnn_reorder_conv2d_weight(layer.weight.to_mkldnn(), *settings)
         )
         return torch.ops.mkldnn._convolution_pointwise(x, weight, layer.bias, *settings, "none", [], "")
-
-
-def _pair(numbers: tuple[int, ...]) -> tuple[int, int]:
-    first, second = numbers
-    return first, second

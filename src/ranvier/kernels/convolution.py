@@ -1,21 +1,25 @@
-"""Convolutions that are faster where their input is spikes, with unchanged results: float32 stays float32.
+"""Convolutions that are faster on a CPU whose matrix unit takes bfloat16 only (AMX), with unchanged results.
 
-    y = conv(s, w) + b
+    y = conv(x, w) + b
 
-On a CPU whose matrix unit takes bfloat16 only (AMX), products of spikes with float32 weights, and with float32
+In bfloat16 the unit is what torch's convolutions run on, too, but those take several times as long on small images, and
+most of all for the gradient of the weights. Each of the three passes runs here where that was measured to be faster.
+Sums are taken in float32, and the gradient of weights in float32 is not rounded to bfloat16.
+
+In float32, which stays float32, the input has to be spikes: products of spikes with float32 weights, and with float32
 gradients, are exact in three parts of bfloat16 each: see `ranvier.kernels.native_convolution`. Sums are rounded in
 float32, as in any convolution, and in another order. Whether values are spikes, or sums of few, is seen when they are
-read; where they are not, and where it would not pay, the convolution is that of torch.
-
-Weights and gradients below 2^-100 lose digits, since the unit takes what is smaller than 2^-126 for zero; where they
-are infinite, or above 3.39e38, NaN comes out.
+read; where they are not, and where it would not pay, the convolution is that of torch. Weights and gradients below
+2^-100 lose digits, since the unit takes what is smaller than 2^-126 for zero; where they are infinite, or above
+3.39e38, NaN comes out.
 """
 
 # mypy: disable-error-code="no-untyped-def"
 # The fakes repeat the schemas of their operators.
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,21 +31,29 @@ from ranvier.kernels.fused_scan import is_traced
 SAMPLE = 2**12
 """Values that tell, mostly, whether an input is of spikes."""
 
+FEW_PLACES = 64
+"""Of an input of bfloat16, up to which its output comes sooner; of an output, up to which the gradient of x does."""
+
+SOME_PLACES = 256
+"""Of an output of bfloat16, up to which the gradient of the weights comes sooner."""
+
 
 def fits(x: Tensor, weight: Tensor, dilation: Sequence[int], groups: int) -> bool:
-    """Whether the convolutions of spikes can run here on a tensor like this; nothing of its values or sizes.
+    """Whether these convolutions can run here on a tensor like this; nothing of its values or sizes.
 
     Args:
-        x: Input, `[N, C, H, W]`.
-        weight: `[O, C, kernel height, kernel width]`.
+        x: Input, `[N, C, H, W]`, float32 or bfloat16.
+        weight: `[O, C, kernel height, kernel width]`, of the dtype of x or, under autocast, what it would cast to that.
         dilation: Of y and x; only 1.
         groups: Only 1.
     """
-    if _is_watched(x, weight) or torch.is_autocast_enabled("cpu"):
+    if _is_watched(x, weight) or x.device.type != "cpu" or x.ndim != 4 or weight.device != x.device:
         return False
-    if x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32 or x.ndim != 4:
+    casts = torch.is_autocast_enabled("cpu")
+    if casts and (x.dtype != torch.bfloat16 or torch.get_autocast_dtype("cpu") != torch.bfloat16):
         return False
-    if groups != 1 or tuple(dilation) != (1, 1) or weight.device != x.device:
+    same = weight.dtype == x.dtype or (casts and weight.dtype == torch.float32)
+    if x.dtype not in (torch.float32, torch.bfloat16) or not same or groups != 1 or tuple(dilation) != (1, 1):
         return False
     return _unit_is_there() and x.is_contiguous(memory_format=torch.channels_last)
 
@@ -51,39 +63,59 @@ def promises(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[in
 
     What no convolution can be made of promises nothing, so that torch says what is wrong with it.
     """
-    if bias is not None and (bias.dtype != x.dtype or bias.device != x.device or bias.shape != weight.shape[:1]):
-        return False
+    return any(_passes(x, weight, bias, stride, padding))
+
+
+class Passes(NamedTuple):
+    """What a kernel of ours computes, of the three passes of a convolution."""
+
+    output: bool
+    of_x: bool
+    of_weight: bool
+
+
+def _passes(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int]) -> Passes:
+    none = Passes(False, False, False)
+    if bias is not None and (bias.dtype != weight.dtype or bias.device != x.device or bias.shape != weight.shape[:1]):
+        return none
     if not (_unit_is_there() and native_convolution.pays(x, weight, stride, padding)):
-        return False
-    few = x[0].permute(1, 2, 0).flatten()[:SAMPLE]
-    return torch.equal(few.bfloat16().float(), few)
+        return none
+    if x.dtype == torch.float32:
+        few = x[0].permute(1, 2, 0).flatten()[:SAMPLE]
+        return Passes(True, True, True) if torch.equal(few.bfloat16().float(), few) else none
+    places = math.prod(native_convolution.output_size(x.shape[2:], weight.shape[2:], stride, padding))
+    return Passes(math.prod(x.shape[2:]) <= FEW_PLACES, places <= FEW_PLACES, places <= SOME_PLACES)
 
 
 def explain_convolutions() -> str:
-    """Say what runs float32 convolutions of spikes on this machine's CPU, and why."""
+    """Say what runs convolutions on this machine's CPU, and why."""
     obstacle = native_convolution.obstacle()
-    return "matrix unit (AMX), in three parts of bfloat16" if obstacle is None else f"those of torch ({obstacle})"
+    return (
+        "matrix unit (AMX): spikes in float32, and small images in bfloat16"
+        if obstacle is None
+        else f"those of torch ({obstacle})"
+    )
 
 
 def convolution(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int]
 ) -> Tensor:
-    """Convolution of an input that may be spikes.
+    """Convolution of an input in bfloat16, or of one in float32 that may be spikes.
 
     Args:
         x: `[N, C, H, W]`, of which `fits` says that it fits.
-        weight: `[O, C, kernel height, kernel width]`.
-        bias: `[O]`, or None.
+        weight: `[O, C, kernel height, kernel width]`, in bfloat16 or float32.
+        bias: `[O]`, of the dtype of the weight, or None.
         stride: Of y and x.
         padding: Zeros on either side, of y and x.
 
     Returns:
-        `[N, O, H', W']`, channels-last.
+        `[N, O, H', W']`, channels-last, of the dtype of x.
     """
     stride, padding = list(stride), list(padding)
     if not is_traced(x, weight, bias):
         if not promises(x, weight, bias, stride, padding):
-            return torch.conv2d(x, weight, bias, stride, padding)
+            return torch.conv2d(x, weight, bias, stride, padding)  # under autocast, if need be
         learned = any(tensor is not None and tensor.requires_grad for tensor in (x, weight, bias))
         if torch.is_grad_enabled() and learned:
             output: Tensor = _Convolution.apply(x, weight, bias, stride, padding)
@@ -110,31 +142,45 @@ def differentiate(
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int]) -> Tensor:
-    if promises(x, weight, bias, stride, padding):
-        output = native_convolution.forward(_laid_out(x), _laid_out(weight), _in_line(bias), stride, padding)
+    if _passes(x, weight, bias, stride, padding).output:
+        numbers = _laid_out(x), _laid_out(weight).float(), None if bias is None else _in_line(bias).float()
+        output = native_convolution.forward(*numbers, stride, padding)
         if output is not None:
             return output
-    return _laid_out(torch.conv2d(x, weight, bias, stride, padding))
+    if bias is not None and bias.dtype == weight.dtype:
+        bias = bias.to(x.dtype)  # as autocast does
+    return _laid_out(torch.conv2d(x, weight.to(x.dtype), bias, stride, padding))
 
 
 def _differentiate(
     grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int], needed: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    if promises(x, weight, None, stride, padding):
-        tensors = _laid_out(grad), _laid_out(x), _laid_out(weight)
-        grad_weight = native_convolution.grad_weight(*tensors, stride, padding) if needed[1] else None
-        if grad_weight is not None or not needed[1]:
-            grad_x = native_convolution.grad_spikes(*tensors, stride, padding) if needed[0] else None
-            return grad_x, grad_weight, grad.sum((0, 2, 3)) if needed[2] else None
-    return _differentiate_plainly(grad, x, weight, stride, padding, needed)
+    ours = _passes(x, weight, None, stride, padding)
+    tensors = _laid_out(grad), _laid_out(x), _laid_out(weight).float()
+    grad_x = grad_weight = None
+    if needed[1] and ours.of_weight:
+        grad_weight = native_convolution.grad_weight(*tensors, stride, padding)
+        if grad_weight is None:  # float32, and no spikes
+            return _differentiate_plainly(grad, x, weight, stride, padding, needed)
+    if needed[0] and ours.of_x:
+        grad_x = native_convolution.grad_spikes(*tensors, stride, padding)
+    left = [needed[0] and grad_x is None, needed[1] and grad_weight is None, False]
+    left[2] = needed[2] and left[1]  # torch finds that of the bias together with that of the weight, or else slowly
+    others = _differentiate_plainly(grad, x, weight, stride, padding, left) if any(left) else (None, None, None)
+    grad_bias = others[2] if left[2] or not needed[2] else grad.sum((0, 2, 3), dtype=torch.float32).to(weight.dtype)
+    grad_weight = others[1] if grad_weight is None else grad_weight.to(weight.dtype)
+    return others[0] if grad_x is None else grad_x, grad_weight, grad_bias
 
 
 def _differentiate_plainly(
     grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int], needed: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     plain = [1, 1], False, [0, 0], 1, list(needed)
-    found = torch.ops.aten.convolution_backward(grad, x, weight, [len(weight)], stride, padding, *plain)
-    return found[0], found[1], found[2]
+    found = torch.ops.aten.convolution_backward(grad, x, weight.to(x.dtype), [len(weight)], stride, padding, *plain)
+    grad_weight, grad_bias = (
+        one.to(weight.dtype) if need else None for one, need in zip(found[1:], needed[1:], strict=True)
+    )
+    return found[0], grad_weight, grad_bias
 
 
 def _is_watched(*tensors: Tensor) -> bool:
@@ -148,8 +194,8 @@ def _laid_out(tensor: Tensor) -> Tensor:
     return tensor.resolve_neg().contiguous(memory_format=torch.channels_last)
 
 
-def _in_line(bias: Tensor | None) -> Tensor | None:
-    return None if bias is None else bias.resolve_neg().contiguous()
+def _in_line(bias: Tensor) -> Tensor:
+    return bias.resolve_neg().contiguous()
 
 
 def _unit_is_there() -> bool:
@@ -205,8 +251,10 @@ def _backward_operator(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, the weight and the bias; an empty one for what is not needed."""
     grads = _differentiate(grad, x, weight, stride, padding, needed)
-    grad_x, grad_weight = (x.new_empty(0) if one is None else _laid_out(one) for one in grads[:2])
-    return grad_x, grad_weight, x.new_empty(0) if grads[2] is None else grads[2]
+    grad_x, grad_weight = (
+        like.new_empty(0) if one is None else _laid_out(one) for one, like in zip(grads, (x, weight), strict=False)
+    )
+    return grad_x, grad_weight, weight.new_empty(0) if grads[2] is None else grads[2]
 
 
 @_backward_operator.register_fake
@@ -215,7 +263,7 @@ def _(_grad, x, weight, _stride, _padding, needed):
         _laid_out(torch.empty_like(tensor)) if need else tensor.new_empty(0)
         for tensor, need in zip((x, weight), needed[:2], strict=True)
     )
-    return grad_x, grad_weight, x.new_empty(weight.shape[0] if needed[2] else 0)
+    return grad_x, grad_weight, weight.new_empty(weight.shape[0] if needed[2] else 0)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -1,7 +1,9 @@
-// Convolutions of spikes, and their gradients, in float32 on the matrix unit of x86 processors (AMX), which multiplies
-// bfloat16 and adds in float32. native_convolution.py compiles this file; images are [N, H, W, channels] in memory.
+// Convolutions and their gradients on the matrix unit of x86 processors (AMX), which multiplies bfloat16 and adds in
+// float32. native_convolution.py compiles this file; images are [N, H, W, channels] in memory, and
 //
-// A float32 has 24 bits: three bfloat16 of 8 bits each make it up exactly, x = x0 + x1 + x2. A spike, or a sum of few,
+//   BFLOAT16   0: images and gradients are float32, and those that are convolved are spikes; 1: bfloat16, of any value
+//
+// Weights are float32, and so is their gradient; with BFLOAT16 they are rounded. A float32 has 24 bits: three bfloat16 of 8 bits each make it up exactly, x = x0 + x1 + x2. A spike, or a sum of few,
 // is one. So the products of a convolution of spikes are exact in three parts, and their sum is rounded as in float32:
 //
 //   output            s * w       s (w2 + w1 + w0)
@@ -23,6 +25,13 @@
 namespace {
 
 using Half = uint16_t;  // a bfloat16
+#if BFLOAT16
+using Number = Half;
+constexpr int WHOLE = 1;  // bfloat16 that make up a number
+#else
+using Number = float;
+constexpr int WHOLE = 3;
+#endif
 
 constexpr int64_t BLOCK = 32;              // images, or channels
 constexpr int64_t TILE = 16 * BLOCK;       // bfloat16 in a tile
@@ -47,6 +56,19 @@ void split(__m512 rest, __m256i* part) {
         if (p + 1 < PARTS)
             rest -= _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(part[p]), 16));
     }
+}
+
+// The parts of numbers `place ...` of a row of `count`: 16, or 0 beyond them.
+template <int PARTS>
+void fetch(const float* row, int64_t place, int64_t count, __m256i* part) {
+    split<PARTS>(load(row, place, count), part);
+}
+template <int PARTS>
+void fetch(const Half* row, int64_t place, int64_t count, __m256i* part) {
+    static_assert(PARTS == 1, "a bfloat16 is whole");
+    const int64_t left = std::clamp<int64_t>(count - place, 0, 16);
+    part[0] = left == 16 ? _mm256_loadu_si256((const __m256i*)(row + place))
+                         : left == 0 ? _mm256_setzero_si256() : _mm256_maskz_loadu_epi16((1u << left) - 1, row + place);
 }
 
 // Of 16 lanes each, `low` and `high` side by side: the pairs that the unit multiplies with pairs.
@@ -80,7 +102,8 @@ struct Images {
     int64_t count, height, width, channels;
     int64_t places() const { return height * width; }
     int64_t size() const { return places() * channels; }
-    const float* row(const float* x, int64_t image, int64_t y, int64_t column) const {
+    template <typename Of>
+    Of* row(Of* x, int64_t image, int64_t y, int64_t column) const {
         return x + ((image * height + y) * width + column) * channels;
     }
     // Channels of an image: none beyond the last.
@@ -100,7 +123,7 @@ struct Conv {
     // Images are taken in parts, so that what is laid out is small beside them; this many at once.
     int64_t together() const {
         const int64_t spikes = input().places() * blocks(channels);
-        const int64_t grads = 3 * output().places() * blocks(out_channels);
+        const int64_t grads = WHOLE * output().places() * blocks(out_channels);
         return std::max<int64_t>(1, PART / (std::max(spikes, grads) * PAIR)) * BLOCK;
     }
     Conv part(int64_t first) const {
@@ -109,16 +132,18 @@ struct Conv {
         return conv;
     }
 
-    // Numbers of what is laid out: spikes as they are, weights and gradients in three, and sums for the weights.
+    // Numbers of what is laid out: spikes as they are, weights and gradients in parts, and sums for the weights.
     int64_t spikes() const { return blocks(part(0).images) * input().places() * blocks(channels) * PAIR; }
-    int64_t grads() const { return 3 * blocks(part(0).images) * output().places() * blocks(out_channels) * PAIR; }
+    int64_t grads() const { return WHOLE * blocks(part(0).images) * output().places() * blocks(out_channels) * PAIR; }
     int64_t sums() const { return blocks(out_channels) * taps() * blocks(channels) * PAIR; }
-    int64_t weights() const { return 3 * sums(); }
+    int64_t weights() const { return WHOLE * sums(); }
 };
 
-// Adds to `bits` those that a bfloat16 of this float32 would lack; what is not finite counts as such.
-void lack(__m512 value, __m512i& bits) {
+// Adds to `bits` those that a bfloat16 of these numbers would lack; what is not finite counts as such.
+void lack(const Half*, int64_t, int64_t, __m512i&) {}
+void lack(const float* row, int64_t place, int64_t count, __m512i& bits) {
     constexpr int NOT_FINITE = 0x99;
+    const __m512 value = load(row, place, count);
     const __m512i late = _mm512_and_si512(_mm512_castps_si512(value), _mm512_set1_epi32(0xFFFF));
     bits = _mm512_or_si512(bits, _mm512_mask_set1_epi32(late, _mm512_fpclass_ps_mask(value, NOT_FINITE), 1));
 }
@@ -126,7 +151,7 @@ void lack(__m512 value, __m512i& bits) {
 // Images as rows: [block of images][y][x][part][block of channels][32 images][32 channels]. Whether they are all there:
 // in one part, what a bfloat16 cannot hold is not, and the rest is left out then.
 template <int PARTS>
-bool lay_rows(const Images& form, const float* x, Half* to, int64_t threads) {
+bool lay_rows(const Images& form, const Number* x, Half* to, int64_t threads) {
     const int64_t across = blocks(form.channels);
     bool inexact = false;
 #pragma omp parallel for collapse(2) schedule(static) num_threads(threads) reduction(|| : inexact)
@@ -137,14 +162,14 @@ bool lay_rows(const Images& form, const float* x, Half* to, int64_t threads) {
             for (int64_t i = 0; i < BLOCK; ++i)
                 for (int64_t column = 0; column < form.width; ++column) {
                     const int64_t image = block * BLOCK + i;
-                    const float* from = form.row(x, image, y, column);
+                    const Number* from = form.row(x, image, y, column);
                     Half* place = to + form.place(block, y, column) * PARTS * across * PAIR + i * BLOCK;
                     for (int64_t c = 0; c < across; ++c, place += PAIR)
                         for (int64_t half = 0; half < BLOCK; half += 16) {
-                            const __m512 value = load(from, c * BLOCK + half, form.there(image));
-                            if (PARTS == 1) lack(value, bits);
+                            const int64_t channel = c * BLOCK + half;
+                            if (PARTS == 1) lack(from, channel, form.there(image), bits);
                             __m256i part[PARTS];
-                            split<PARTS>(value, part);
+                            fetch<PARTS>(from, channel, form.there(image), part);
                             for (int p = 0; p < PARTS; ++p)
                                 _mm256_storeu_si256((__m256i*)(place + p * across * PAIR + half), part[p]);
                         }
@@ -155,7 +180,7 @@ bool lay_rows(const Images& form, const float* x, Half* to, int64_t threads) {
 }
 
 // Images as columns: [block of images][y][x][block of channels][32 channels][32 images]. Whether they are all there.
-bool lay_columns(const Images& form, const float* x, Half* to, int64_t threads) {
+bool lay_columns(const Images& form, const Number* x, Half* to, int64_t threads) {
     const int64_t across = blocks(form.channels);
     bool inexact = false;
 #pragma omp parallel for collapse(2) schedule(static) num_threads(threads) reduction(|| : inexact)
@@ -171,9 +196,9 @@ bool lay_columns(const Images& form, const float* x, Half* to, int64_t threads) 
                         __m256i half[2];
                         for (int j = 0; j < 2; ++j) {
                             const int64_t image = block * BLOCK + 2 * i + j;
-                            const __m512 value = load(form.row(x, image, y, column), 16 * c, form.there(image));
-                            lack(value, bits);
-                            split<1>(value, half + j);
+                            const Number* from = form.row(x, image, y, column);
+                            lack(from, 16 * c, form.there(image), bits);
+                            fetch<1>(from, 16 * c, form.there(image), half + j);
                         }
                         rows[i] = interleave(half[0], half[1]);
                     }
@@ -187,21 +212,21 @@ bool lay_columns(const Images& form, const float* x, Half* to, int64_t threads) 
 }
 
 // Pairs of images: [block of images][y][x][part][block of channels][two tiles][16 pairs][16 channels][2].
-void lay_pairs(const Images& form, const float* x, Half* to, int64_t threads) {
+void lay_pairs(const Images& form, const Number* x, Half* to, int64_t threads) {
     const int64_t across = blocks(form.channels);
 #pragma omp parallel for collapse(2) schedule(static) num_threads(threads)
     for (int64_t block = 0; block < blocks(form.count); ++block)
         for (int64_t y = 0; y < form.height; ++y)
             for (int64_t i = 0; i < 16; ++i)
                 for (int64_t column = 0; column < form.width; ++column) {
-                    Half* place = to + form.place(block, y, column) * 3 * across * PAIR + i * BLOCK;
+                    Half* place = to + form.place(block, y, column) * WHOLE * across * PAIR + i * BLOCK;
                     for (int64_t c = 0; c < 2 * across; ++c, place += TILE) {
-                        __m256i part[2][3];
+                        __m256i part[2][WHOLE];
                         for (int j = 0; j < 2; ++j) {
                             const int64_t image = block * BLOCK + 2 * i + j;
-                            split<3>(load(form.row(x, image, y, column), 16 * c, form.there(image)), part[j]);
+                            fetch<WHOLE>(form.row(x, image, y, column), 16 * c, form.there(image), part[j]);
                         }
-                        for (int p = 0; p < 3; ++p)
+                        for (int p = 0; p < WHOLE; ++p)
                             _mm512_storeu_si512(place + p * across * PAIR, interleave(part[0][p], part[1][p]));
                     }
                 }
@@ -213,17 +238,17 @@ void lay_weights(const float* weight, Half* to, int64_t outs, int64_t taps, int6
     for (int64_t o = 0; o < 2 * blocks(outs); ++o)
         for (int64_t tap = 0; tap < taps; ++tap)
             for (int64_t c = 0; c < blocks(ins); ++c) {
-                __m512i rows[3][16];
+                __m512i rows[WHOLE][16];
                 for (int64_t i = 0; i < 16; ++i) {
                     const int64_t out = 16 * o + i;
                     const float* from = weight + (out * taps + tap) * ins;
-                    __m256i part[2][3];
-                    for (int j = 0; j < 2; ++j) split<3>(load(from, c * BLOCK + 16 * j, out < outs ? ins : 0), part[j]);
-                    for (int p = 0; p < 3; ++p)
+                    __m256i part[2][WHOLE];
+                    for (int j = 0; j < 2; ++j) fetch<WHOLE>(from, c * BLOCK + 16 * j, out < outs ? ins : 0, part[j]);
+                    for (int p = 0; p < WHOLE; ++p)
                         rows[p][i] = _mm512_inserti64x4(_mm512_castsi256_si512(part[0][p]), part[1][p], 1);
                 }
-                Half* place = to + (((o / 2) * taps + tap) * blocks(ins) + c) * 3 * PAIR + o % 2 * TILE;
-                for (int p = 0; p < 3; ++p) {
+                Half* place = to + (((o / 2) * taps + tap) * blocks(ins) + c) * WHOLE * PAIR + o % 2 * TILE;
+                for (int p = 0; p < WHOLE; ++p) {
                     transpose(rows[p]);
                     for (int i = 0; i < 16; ++i) _mm512_storeu_si512(place + p * PAIR + i * BLOCK, rows[p][i]);
                 }
@@ -236,14 +261,14 @@ void lay_turned_weights(const float* weight, Half* to, int64_t outs, int64_t tap
     for (int64_t c = 0; c < 2 * blocks(ins); ++c)
         for (int64_t tap = 0; tap < taps; ++tap)
             for (int64_t o = 0; o < 16 * blocks(outs); ++o) {  // pairs
-                __m256i part[2][3];
+                __m256i part[2][WHOLE];
                 for (int j = 0; j < 2; ++j) {
                     const int64_t out = 2 * o + j;
-                    split<3>(load(weight + (out * taps + tap) * ins, 16 * c, out < outs ? ins : 0), part[j]);
+                    fetch<WHOLE>(weight + (out * taps + tap) * ins, 16 * c, out < outs ? ins : 0, part[j]);
                 }
-                Half* block = to + (((c / 2) * taps + tap) * blocks(outs) + o / 16) * 3 * PAIR;
+                Half* block = to + (((c / 2) * taps + tap) * blocks(outs) + o / 16) * WHOLE * PAIR;
                 Half* place = block + c % 2 * TILE + o % 16 * BLOCK;
-                for (int p = 0; p < 3; ++p) _mm512_storeu_si512(place + p * PAIR, interleave(part[0][p], part[1][p]));
+                for (int p = 0; p < WHOLE; ++p) _mm512_storeu_si512(place + p * PAIR, interleave(part[0][p], part[1][p]));
             }
 }
 
@@ -252,6 +277,7 @@ void lay_turned_weights(const float* weight, Half* to, int64_t outs, int64_t tap
 // All rows of the sums alike.
 #define BEGIN(row)                         \
     do {                                   \
+        settle_tiles();                    \
         _tile_loadd(0, row, 0);            \
         _tile_loadd(1, (row) + 16, 0);     \
         _tile_loadd(2, row, 0);            \
@@ -262,25 +288,32 @@ void lay_turned_weights(const float* weight, Half* to, int64_t outs, int64_t tap
 #define MULTIPLY() \
     do { _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7); _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7); } while (0)
 
-// Writes a tile of sums, 16 images by 16 channels, or those of them that exist.
-#define PUT(tile, image, channel)                                                                       \
-    do {                                                                                                \
-        const int64_t rows = to.count - (image), columns = to.channels - (channel);                     \
-        if (rows >= 16 && columns >= 16) {                                                              \
-            _tile_stored(tile, (float*)to.row(sums, image, y, x) + (channel), 4 * apart);               \
-        } else if (rows > 0 && columns > 0) {                                                           \
-            _tile_stored(tile, part, 64);                                                               \
-            for (int64_t i = 0; i < std::min<int64_t>(rows, 16); ++i)                                   \
-                std::memcpy((float*)to.row(sums, (image) + i, y, x) + (channel), part + 16 * i,         \
-                            4 * std::min<int64_t>(columns, 16));                                        \
-        }                                                                                               \
+// Writes a tile of sums, 16 images by 16 channels, or those of them that exist; float32 goes there without a detour.
+#define PUT(tile, image, channel)                                                          \
+    do {                                                                                   \
+        const int64_t rows = to.count - (image), columns = to.channels - (channel);        \
+        if (!BFLOAT16 && rows >= 16 && columns >= 16) {                                    \
+            _tile_stored(tile, to.row(sums, image, y, x) + (channel), 4 * apart);          \
+        } else if (rows > 0 && columns > 0) {                                              \
+            _tile_stored(tile, part, 64);                                                  \
+            for (int64_t i = 0; i < std::min<int64_t>(rows, 16); ++i)                      \
+                put(part + 16 * i, to.row(sums, (image) + i, y, x) + (channel), columns);  \
+        }                                                                                  \
     } while (0)
+
+// 16 sums, or those of them that exist.
+void put(const float* sums, float* to, int64_t count) { std::memcpy(to, sums, 4 * std::min<int64_t>(count, 16)); }
+void put(const float* sums, Half* to, int64_t count) {
+    const __m256i numbers = (__m256i)_mm512_cvtneps_pbh(_mm512_load_ps(sums));
+    if (count >= 16) _mm256_storeu_si256((__m256i*)to, numbers);
+    else _mm256_mask_storeu_epi16(to, (1u << count) - 1, numbers);
+}
 
 // Sums over all taps and channels for every place of the output; BACK: of the input, from the gradient of the output.
 template <bool BACK>
-void gather(const Conv& conv, const Half* rows, const Half* weights, const float* bias, float* sums) {
+void gather(const Conv& conv, const Half* rows, const Half* weights, const float* bias, Number* sums) {
     const Images from = BACK ? conv.output() : conv.input(), to = BACK ? conv.input() : conv.output();
-    constexpr int PARTS = BACK ? 3 : 1;
+    constexpr int PARTS = BACK ? WHOLE : 1;
     const int64_t taps = conv.taps(), across = blocks(from.channels);
     const int64_t apart = to.places() * to.channels;
 #pragma omp parallel num_threads(conv.threads)
@@ -314,20 +347,22 @@ void gather(const Conv& conv, const Half* rows, const Half* weights, const float
                         BEGIN(begin);
                         for (int k = 0; k < count; ++k) {
                             const Half* s = rows + place[k];
-                            const Half* w = weights + (out * taps + tap[k]) * across * 3 * PAIR;
-                            for (int64_t c = 0; c < across; ++c, s += PAIR, w += 3 * PAIR) {
+                            const Half* w = weights + (out * taps + tap[k]) * across * WHOLE * PAIR;
+                            for (int64_t c = 0; c < across; ++c, s += PAIR, w += WHOLE * PAIR) {
                                 ROWS(s);
-                                COLUMNS(w + 2 * PAIR);
-                                MULTIPLY();
-                                COLUMNS(w + PAIR);
-                                MULTIPLY();
-                                if (BACK) {
+                                if (WHOLE == 3) {
+                                    COLUMNS(w + 2 * PAIR);
+                                    MULTIPLY();
+                                    COLUMNS(w + PAIR);
+                                    MULTIPLY();
+                                }
+                                if (PARTS == 3) {
                                     ROWS(s + across * PAIR);
                                     MULTIPLY();
                                 }
                                 COLUMNS(w);
                                 MULTIPLY();
-                                if (BACK) {
+                                if (PARTS == 3) {
                                     ROWS(s);
                                     MULTIPLY();
                                     ROWS(s + 2 * across * PAIR);
@@ -349,11 +384,12 @@ void gather(const Conv& conv, const Half* rows, const Half* weights, const float
 void accumulate(const Conv& conv, const Half* columns, const Half* grads, float* sums, bool begins) {
     const Images in = conv.input(), out = conv.output();
     const int64_t taps = conv.taps(), ins = blocks(in.channels), outs = blocks(out.channels);
-    const int64_t row = 2 * PAIR * out.width * (3 * outs + conv.stride_y * conv.stride_x * ins);
+    const int64_t row = 2 * PAIR * out.width * (WHOLE * outs + conv.stride_y * conv.stride_x * ins);
     const int64_t rows = std::max<int64_t>(1, std::min(out.height, CHUNK / row));
 #pragma omp parallel num_threads(conv.threads)
     {
         const Tiles tiles;
+        settle_tiles();
         for (int64_t block = 0; block < blocks(in.count); ++block)
             for (int64_t begin = 0; begin < out.height; begin += rows) {
                 // A thread has the same sums in every round, so none waits for another.
@@ -378,9 +414,9 @@ void accumulate(const Conv& conv, const Half* columns, const Half* grads, float*
                                 for (int64_t x = 0; x < out.width; ++x) {
                                     const int64_t u = x * conv.stride_x + b;
                                     if (u < 0 || u >= in.width) continue;
-                                    const Half* g = grads + (out.place(block, y, x) * 3 * outs + o) * PAIR;
+                                    const Half* g = grads + (out.place(block, y, x) * WHOLE * outs + o) * PAIR;
                                     ROWS(columns + (in.place(block, v, u) * ins + c) * PAIR);
-                                    for (int p = 2; p >= 0; --p) {
+                                    for (int p = WHOLE - 1; p >= 0; --p) {
                                         COLUMNS(g + p * outs * PAIR);
                                         MULTIPLY();
                                     }
@@ -403,7 +439,7 @@ extern "C" int64_t scratch_grad_spikes(const Conv* conv) { return conv->grads() 
 extern "C" int64_t scratch_grad_weight(const Conv* conv) { return conv->spikes() + conv->grads() + 2 * conv->sums(); }
 
 // `bias` may be null. 0, and not all of the output, where spikes are none, but numbers that a bfloat16 cannot hold.
-extern "C" int64_t forward(const Conv* conv, const float* spikes, const float* weight, const float* bias, float* output,
+extern "C" int64_t forward(const Conv* conv, const Number* spikes, const float* weight, const float* bias, Number* output,
                            Half* scratch) {
     Half* weights = scratch + conv->spikes();
     for (int64_t first = 0; first < conv->images; first += conv->together()) {
@@ -416,19 +452,19 @@ extern "C" int64_t forward(const Conv* conv, const float* spikes, const float* w
     return 1;
 }
 
-extern "C" void grad_spikes(const Conv* conv, const float* grad, const float* weight, float* to_spikes, Half* scratch) {
+extern "C" void grad_spikes(const Conv* conv, const Number* grad, const float* weight, Number* to_spikes, Half* scratch) {
     Half* weights = scratch + conv->grads();
     lay_turned_weights(weight, weights, conv->out_channels, conv->taps(), conv->channels, conv->threads);
     for (int64_t first = 0; first < conv->images; first += conv->together()) {
         const Conv part = conv->part(first);
         const Images from = part.output(), to = part.input();
-        lay_rows<3>(from, grad + first * from.size(), scratch, part.threads);
+        lay_rows<WHOLE>(from, grad + first * from.size(), scratch, part.threads);
         gather<true>(part, scratch, weights, nullptr, to_spikes + first * to.size());
     }
 }
 
 // 0, and no gradient, where the spikes are none.
-extern "C" int64_t grad_weight(const Conv* conv, const float* grad, const float* spikes, float* to, Half* scratch) {
+extern "C" int64_t grad_weight(const Conv* conv, const Number* grad, const Number* spikes, float* to, Half* scratch) {
     Half* grads = scratch + conv->spikes();
     float* sums = (float*)(grads + conv->grads());
     const Images in = conv->input(), out = conv->output();

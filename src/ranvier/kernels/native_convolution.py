@@ -1,7 +1,7 @@
-"""Convolutions of spikes in float32 on the matrix unit of x86 processors, AMX, and their gradients.
+"""Convolutions on the matrix unit of x86 processors, AMX, and their gradients: of bfloat16, and of spikes in float32.
 
 The unit multiplies bfloat16, 16 times as many a cycle as vectors multiply float32, and adds in float32. Spikes are
-bfloat16 already, and what they are multiplied with is the sum of three: see `native_convolution.cpp`.
+bfloat16 already, and float32 that they are multiplied with is the sum of three: see `native_convolution.cpp`.
 """
 
 import ctypes
@@ -90,25 +90,25 @@ def _filled(size: int) -> int:
 def forward(
     spikes: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int]
 ) -> Tensor | None:
-    """Output `[N, O, H', W']` of a convolution; None where an input of these values is none of spikes.
+    """Output `[N, O, H', W']` of a convolution, of the dtype of its input; None where float32 are no spikes.
 
-    All tensors here are float32, and those of four dimensions are channels-last.
+    All tensors of four dimensions here are channels-last.
 
     Args:
-        spikes: `[N, C, H, W]`, numbers that bfloat16 holds exactly.
-        weight: `[O, C, kernel height, kernel width]`.
-        bias: `[O]`, or None.
+        spikes: `[N, C, H, W]`, bfloat16, or float32 that bfloat16 holds exactly.
+        weight: `[O, C, kernel height, kernel width]`, float32. It is rounded where spikes are bfloat16.
+        bias: `[O]`, float32, or None.
         stride: Of y and x.
         padding: Zeros on either side.
     """
     conv = _conv(spikes, weight, stride, padding)
-    output = _new((conv.images, conv.out_channels, conv.out_height, conv.out_width))
+    output = _new((conv.images, conv.out_channels, conv.out_height, conv.out_width), spikes.dtype)
     return output if _run("forward", conv, spikes, weight, bias, output) else None
 
 
 def grad_spikes(grad: Tensor, spikes: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int]) -> Tensor:
-    """Gradient of the input, which may be any; arguments as above, and the gradient of the output."""
-    output = _new(spikes.shape)
+    """Gradient of the input, which may be any; arguments as above, and the gradient of the output, of its dtype."""
+    output = _new(spikes.shape, spikes.dtype)
     _run("grad_spikes", _conv(spikes, weight, stride, padding), grad, weight, output)
     return output
 
@@ -116,23 +116,23 @@ def grad_spikes(grad: Tensor, spikes: Tensor, weight: Tensor, stride: Sequence[i
 def grad_weight(
     grad: Tensor, spikes: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int]
 ) -> Tensor | None:
-    """Gradient of the weight; None where these are no spikes."""
-    output = _new(weight.shape)
+    """Gradient of the weight, float32; None where float32 are no spikes."""
+    output = _new(weight.shape, torch.float32)
     return output if _run("grad_weight", _conv(spikes, weight, stride, padding), grad, spikes, output) else None
 
 
-def _new(shape: Sequence[int]) -> Tensor:
-    made = torch.empty(tuple(shape), dtype=torch.float32, device="cpu", memory_format=torch.channels_last)
+def _new(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    made = torch.empty(tuple(shape), dtype=dtype, device="cpu", memory_format=torch.channels_last)
     ask_for_huge_pages(made)
     return made
 
 
-def _run(name: str, conv: _Conv, *tensors: Tensor | None) -> bool:
-    library = _library()
+def _run(name: str, conv: _Conv, images: Tensor, *tensors: Tensor | None) -> bool:
+    library = _library(images.dtype)
     numbers = getattr(library, f"scratch_{name}")(ctypes.byref(conv))
     scratch = torch.empty(numbers, dtype=torch.bfloat16, device="cpu")
     ask_for_huge_pages(scratch)
-    return bool(getattr(library, name)(ctypes.byref(conv), *map(address, tensors), address(scratch)))
+    return bool(getattr(library, name)(ctypes.byref(conv), *map(address, (images, *tensors)), address(scratch)))
 
 
 @functools.cache
@@ -141,15 +141,15 @@ def obstacle() -> str | None:
     obstacle = native_tiles.obstacle()
     if obstacle is None:
         try:
-            _library()
+            _library(torch.float32)
         except (OSError, RuntimeError, subprocess.SubprocessError) as error:
             return f"{error}."
     return obstacle
 
 
 @functools.cache
-def _library() -> Any:
-    library = load(SOURCE, ())
+def _library(dtype: torch.dtype) -> Any:
+    library = load(SOURCE, (f"-DBFLOAT16={int(dtype == torch.bfloat16)}",))
     for name, tensors in (("forward", 5), ("grad_spikes", 4), ("grad_weight", 4)):
         function, scratch = getattr(library, name), getattr(library, f"scratch_{name}")
         function.argtypes = [ctypes.POINTER(_Conv), *[ctypes.c_void_p] * tensors]

@@ -14,7 +14,7 @@
 //
 // Every place of a plane is met by the same weights: rows of y = a, a + stride, ... are one plane, and so are columns where
 // images are wide. Rows are then a little longer than those of the output, and what is summed beyond their end is not
-// used. Narrow images have a plane of their own for each weight of a row, and nothing is summed in vain.
+// used. Narrow images have a plane of their own for each weight of a row, if that fits a cache; nothing is summed in vain.
 //
 // Sums of 32 places and 32 channels are turned into spikes before the next are begun, step after step.
 
@@ -72,10 +72,11 @@ struct Form {
     int64_t group, groups;                         // images that are laid out at once
 
     explicit Form(const Work& work) {
-        wide = work.out_width >= WIDE;
         taps = work.kernel_height * work.kernel_width;
         blocks = (work.channels + IN - 1) / IN;
         outs = (work.out_channels + OUT - 1) / OUT;
+        wide = work.out_width >= WIDE ||
+               work.steps * work.out_height * work.out_width * work.kernel_width * blocks * ROW > NEAR;
         planes_y = work.kernel_height == 1 ? 1 : work.stride_y;
         planes_x = wide && work.kernel_width > 1 ? work.stride_x : work.kernel_width;
         rows = work.out_height + (work.kernel_height - 1) * work.dilation_y / work.stride_y;
@@ -147,6 +148,7 @@ void lay_out(const Work& work, const Form& form, int64_t begin, int64_t images, 
 template <bool TWO>
 INLINE void multiply(const char* one, const char* other, const int64_t* offsets, const char* weights, const Form& form,
                      Sum* sums) {
+    settle_tiles();
     _tile_zero(0);
     _tile_zero(1);
     if (TWO) _tile_zero(2);

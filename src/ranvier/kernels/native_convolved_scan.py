@@ -19,22 +19,13 @@ from torch import Tensor
 
 from ranvier.kernels import native_tiles
 from ranvier.kernels.fused_scan import Kind
-from ranvier.kernels.native_convolution import MOST_TAPS, output_size
+from ranvier.kernels.native_convolution import BLOCK, FULL, MOST_TAPS, output_size
 from ranvier.kernels.native_library import address, ask_for_huge_pages, definitions, load
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 
-BLOCK = 32
-"""Channels that are taken at once; of those that come as bytes twice as many."""
-
-FULL = 0.6
-"""Part of all products in such blocks that must exist, for the rest to be wasted, unless there are few places."""
-
-FEW_PLACES = 2**12
-"""Places of all images and steps up to which it pays in any case: there, calls take longer than products."""
-
-MOST_HELD = 2**26
-"""Bytes that an image may take, with all steps, when it is laid out."""
+MOST_HELD = 2**24
+"""Bytes that a step of an image may take when it is laid out."""
 
 ALONE = 2**22
 """Products below which a second thread costs more than it saves."""
@@ -46,9 +37,9 @@ MOST_PLANS = 64
 class Geometry(NamedTuple):
     """How a convolution moves over an image, of y and x."""
 
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
+    stride: Sequence[int]
+    padding: Sequence[int]
+    dilation: Sequence[int]
 
     def output_size(self, size: Sequence[int], kernel: Sequence[int]) -> tuple[int, ...]:
         """Height and width of what comes out."""
@@ -80,33 +71,37 @@ class Filters(NamedTuple):
         split = filled.reshape((outs + more_outs) // BLOCK, 2, 16, -1, 16, together, height * width)
         weights = split.permute(0, 6, 3, 1, 4, 2, 5).contiguous()
         if bias is None:
-            bias = torch.zeros(outs, dtype=torch.float32)
-        bias, scale = _filled(bias, more_outs), None if scale is None else _filled(scale, more_outs)
-        return cls(weights, bias, scale, weight.shape, torch.empty(1, 0, outs, 1, 1, dtype=torch.bfloat16))
+            bias = torch.zeros(outs, dtype=torch.float32, device="cpu")
+        bias, scale = _whole_blocks(bias), None if scale is None else _whole_blocks(scale)
+        like = torch.empty(1, 0, outs, 1, 1, dtype=torch.bfloat16, device="cpu")
+        return cls(weights, bias, scale, weight.shape, like)
 
 
-def _filled(numbers: Tensor, more: int) -> Tensor:
-    return torch.nn.functional.pad(numbers.detach().float(), (0, more)).contiguous()
+def _whole_blocks(numbers: Tensor) -> Tensor:
+    """A number of each channel, and zeros up to whole blocks."""
+    return torch.nn.functional.pad(numbers.detach().float(), (0, -len(numbers) % BLOCK)).contiguous()
 
 
-def pays(x: Tensor, shape: Sequence[int], geometry: Geometry) -> bool:
+def pays(image: Sequence[int], shape: Sequence[int], geometry: Geometry) -> bool:
     """Whether this is faster than the convolution and the neurons one after the other.
 
-    What no convolution can be made of does not pay.
+    Neither the number of steps nor that of images matters: where it runs currents are not rounded, and answers must not
+    depend on what is streamed or on how much comes at once. What no convolution can be made of does not pay.
 
     Args:
-        x: `[T, B, C, H, W]`.
+        image: `[C, H, W]` of what comes.
         shape: Of the weights, `[O, C, kernel height, kernel width]`.
         geometry: Of the convolution.
     """
     outs, ins, *kernel = shape
-    size = geometry.output_size(x.shape[3:], kernel)
-    if x.shape[2] != ins or min(size, default=0) < 1 or x.numel() == 0 or kernel[0] * kernel[1] > MOST_TAPS:
+    channels, *size = image
+    if channels != ins or min(*size, outs, ins, *kernel, *geometry.stride, *geometry.dilation) < 1:
+        return False
+    if min(geometry.padding) < 0 or math.prod(kernel) > MOST_TAPS or min(geometry.output_size(size, kernel)) < 1:
         return False
     full = math.prod(count / (BLOCK * -(-count // BLOCK)) for count in (ins, outs))
-    places = len(x) * x.shape[1] * math.prod(size)
-    held = len(x) * kernel[1] * math.prod(x.shape[3:]) * BLOCK * -(-ins // BLOCK) * 2
-    return (full >= FULL or places <= FEW_PLACES) and held <= MOST_HELD
+    padded = math.prod(n + 2 * p for n, p in zip(size, geometry.padding, strict=True))
+    return full >= FULL and 2 * BLOCK * -(-ins // BLOCK) * padded * kernel[1] <= MOST_HELD
 
 
 class _Work(ctypes.Structure):
@@ -179,7 +174,7 @@ class PreparedConvolvedScan:
         work.threads = threads = torch.get_num_threads() if plan.products >= ALONE else 1
         scratch = torch.empty(threads * plan.scratch_size, dtype=torch.uint8, device="cpu")
         given = _laid_out(x, plan.strides_in), _laid_out(added, plan.strides), _laid_out(v, plan.strides[1:])
-        gain = None if excess is None else _filled(excess, -len(excess) % BLOCK)
+        gain = None if excess is None else _whole_blocks(excess)
         if rate is not None:
             work.leak = rate.item()
         work.input, work.added, work.state, work.gain = map(address, (*given, gain))
@@ -226,8 +221,8 @@ class PreparedConvolvedScan:
             v_burst=kind.v_burst,
         )
         for name, numbers in self.geometry._asdict().items():
-            setattr(work, f"{name}_y", numbers[0])
-            setattr(work, f"{name}_x", numbers[1])
+            for axis, number in zip("yx", numbers, strict=True):
+                setattr(work, f"{name}_{axis}", number)
         products = shape.numel() * ins * kernel[0] * kernel[1]
         library = _library_of(kind, x.dtype, self.sends_bytes)
         scratch_size = library.scratch_size(ctypes.byref(work))

@@ -8,6 +8,9 @@
 
 namespace {
 
+// What was written before is in memory. The instructions that load tiles do not tell the compiler what they read.
+inline void settle_tiles() { asm volatile("" ::: "memory"); }
+
 // Tells the unit that all tiles have 16 rows of 64 bytes, while it lives.
 struct Tiles {
     Tiles() {
@@ -16,6 +19,7 @@ struct Tiles {
             uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
             uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
         } form;
+        settle_tiles();
         _tile_loadconfig(&form);
     }
     ~Tiles() { _tile_release(); }

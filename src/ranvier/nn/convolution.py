@@ -1,4 +1,4 @@
-"""Layers without memory, of which convolutions of spikes run faster where the processor allows it."""
+"""Layers without memory, of which convolutions run faster where the processor allows it."""
 
 from torch import Tensor, nn
 
@@ -9,8 +9,8 @@ from ranvier.nn.hooks import is_hooked
 def run_layer(layer: nn.Module, x: Tensor) -> Tensor:
     """`layer(x)`, of an ordinary layer on `[T * B, ...]`.
 
-    A 2-D convolution in float32 whose input is spikes, or sums of few of them, gives what it would give otherwise, but
-    for the order of its sums: see `ranvier.kernels.convolution`.
+    A 2-D convolution in bfloat16, or in float32 whose input is spikes or sums of few of them, gives what it would give
+    otherwise, but for the order of its sums: see `ranvier.kernels.convolution`.
     """
     conv = layer if type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and not is_hooked(layer) else None
     if conv is None or isinstance(conv.padding, str) or not fits(x, conv.weight, conv.dilation, conv.groups):

@@ -46,7 +46,9 @@ class PackedConv2d(nn.Conv2d):
             return super()._conv_forward(input, weight, bias)
         if torch.is_autocast_enabled(input.device.type):  # what autocast does to a convolution
             dtype = torch.get_autocast_dtype(input.device.type)
-            input, weight, bias = input.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+            input = input.to(dtype)
+            if not fits(input, weight, self.dilation, self.groups):
+                weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
         output: Tensor = _PackedConvolution.apply(
             input, weight, bias, self.largest, self.stride, self.padding, self.dilation, self.groups
         )
@@ -61,7 +63,8 @@ class _PackedConvolution(torch.autograd.Function):
         ctx.bias_sizes = None if bias is None else [len(bias)]
         ctx.channels_last = spikes.is_contiguous(memory_format=torch.channels_last)
         stride, padding, dilation, groups = settings
-        if fits(spikes, weight, dilation, groups):
+        ctx.fits = fits(spikes, weight, dilation, groups)
+        if ctx.fits:
             return convolve(spikes, weight, bias, list(stride), list(padding))
         return torch.conv2d(spikes, weight, bias, *settings)
 
@@ -74,7 +77,7 @@ class _PackedConvolution(torch.autograd.Function):
         if not ctx.channels_last:
             spikes = spikes.contiguous()  # sums are taken in another order on other memory
         needed = [*ctx.needs_input_grad[:2], ctx.bias_sizes is not None]
-        if fits(spikes, weight, dilation, groups):
+        if ctx.fits:
             return *differentiate(grad, spikes, weight, list(stride), list(padding), needed), *[None] * 5
         grads = torch.ops.aten.convolution_backward(
             grad, spikes, weight, ctx.bias_sizes, stride, padding, dilation, False, [0, 0], groups, needed

@@ -61,7 +61,7 @@ class Chain(Block):
             layer = layers.pop(0)
             norm = _last_norm(layer) if carry is None and layers else None
             if norm is None or not _is_plain(layers[0]):
-                x = _run(layer, x, carry)
+                x = run_part(layer, x, carry)
                 continue
             for part in list(layer._modules.values())[:-1]:  # children() would leave out what is there twice
                 assert part is not None
@@ -86,7 +86,7 @@ class Chain(Block):
         if self.recompute and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             spikes = recomputed(norm, activation, x)
         else:
-            spikes = _run(activation, norm(x), None)
+            spikes = run_part(activation, norm(x), None)
         return spikes if added is None else spikes + added
 
 
@@ -140,7 +140,7 @@ class Concat(Block):
 
     def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
         """Run the branches in order on `[T, B, C, ...]`."""
-        outputs = [_run(branch, x, carry) for branch in self.branches]
+        outputs = [run_part(branch, x, carry) for branch in self.branches]
         first = outputs[0].shape
         if len(first) < 3 or any((y.shape[:2], y.shape[3:]) != (first[:2], first[3:]) for y in outputs):
             raise ValueError(
@@ -164,7 +164,7 @@ def _is_plain(layer: nn.Module) -> bool:
     return plain and not any(is_hooked(part) for part in layer.modules())
 
 
-def _run(part: nn.Module, x: Tensor, carry: Carry | None) -> Tensor:
+def run_part(part: nn.Module, x: Tensor, carry: Carry | None) -> Tensor:
     """Run a block, which takes the carry, or an ordinary layer, which has no state."""
     y: Tensor = part(x, carry) if isinstance(part, Block) else part(x)
     return y
