@@ -31,7 +31,7 @@ bench: $(STAMP)
 	$(BIN)/python -m pytest -q tests/kernels tests/nn/test_convolution.py tests/nn/test_normalized.py tests/nn/test_memory.py tests/nn/test_recompute.py
 	mkdir -p runs/bench
 	$(BENCH)neuron_pass.py --device $(DEVICE) --out runs/bench/neuron_pass.json
-	$(BENCH)spike_convolution.py
+	$(BENCH)convolution.py
 	$(BENCH)training_step.py --device $(DEVICE) --out runs/bench/training_step.json
 	$(BENCH)training_step.py --device $(DEVICE) --what memory --steps 16 --out runs/bench/memory.json
 	$(BENCH)training_step.py --device $(DEVICE) --what start --out runs/bench/start.json

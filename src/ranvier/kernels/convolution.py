@@ -63,7 +63,7 @@ def promises(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[in
 
     What no convolution can be made of promises nothing, so that torch says what is wrong with it.
     """
-    return any(_passes(x, weight, bias, stride, padding))
+    return any(passes_of(x, weight, bias, stride, padding))
 
 
 class Passes(NamedTuple):
@@ -74,7 +74,8 @@ class Passes(NamedTuple):
     of_weight: bool
 
 
-def _passes(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int]) -> Passes:
+def passes_of(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int]) -> Passes:
+    """Which passes run here, on an input of which `fits` says that it fits; arguments as of `promises`."""
     none = Passes(False, False, False)
     if bias is not None and (bias.dtype != weight.dtype or bias.device != x.device or bias.shape != weight.shape[:1]):
         return none
@@ -142,7 +143,7 @@ def differentiate(
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int]) -> Tensor:
-    if _passes(x, weight, bias, stride, padding).output:
+    if passes_of(x, weight, bias, stride, padding).output:
         numbers = _laid_out(x), _laid_out(weight).float(), None if bias is None else _in_line(bias).float()
         output = native_convolution.forward(*numbers, stride, padding)
         if output is not None:
@@ -155,7 +156,7 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int],
 def _differentiate(
     grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int], needed: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    ours = _passes(x, weight, None, stride, padding)
+    ours = passes_of(x, weight, None, stride, padding)
     tensors = _laid_out(grad), _laid_out(x), _laid_out(weight).float()
     grad_x = grad_weight = None
     if needed[1] and ours.of_weight:
