@@ -12,7 +12,8 @@ Forward, backward and SGD with momentum on random images of 3x32x32, cross-entro
 tau 2, threshold 0.5, hard reset that is not differentiated, triangle surrogate, batch statistics over all steps. All
 run channels-last, in bfloat16 under autocast. SpikingJelly's network has our weights, and in float32 its loss must
 equal ours before anything is timed. The ANN has one step of T times the batch and ReLU for the neurons, `rv.nn.ReLU`,
-which trains faster than `nn.ReLU` when it is compiled. With CUDA graphs, on a GPU alone, ours is compiled and recorded.
+which trains faster than `nn.ReLU` when it is compiled; a second one does without our convolutions, which differ from
+those of torch on a matrix unit only. With CUDA graphs, on a GPU alone, ours is compiled and recorded.
 
 In `steps` all contenders take turns in every round. Stated are medians over the rounds, their range, and medians of the
 ratios round by round: above 1, ours is faster. Peak memory is what a step adds to the resident memory of a process of
@@ -48,6 +49,7 @@ OURS = "ranvier"
 REFERENCE = "ranvier, eager"
 GRAPHS = "ranvier, CUDA graphs"
 ANN = "ReLU ANN at batch T B, torch.compile"
+TORCH_ANN = "the same, convolutions of torch"
 CONTENDERS = (
     OURS,
     REFERENCE,
@@ -56,7 +58,12 @@ CONTENDERS = (
     "SpikingJelly, torch.compile",
     "SpikingJelly",
     ANN,
+    TORCH_ANN,
 )
+
+
+class TorchConv2d(nn.Conv2d):
+    """A convolution that is not looked at, and so is always that of torch."""
 
 
 class Step:
@@ -70,8 +77,11 @@ class Step:
         self.images = torch.randn(batch, 3, 32, 32, generator=generator)
         self.labels = torch.randint(10, (batch,), generator=generator)
         self.precision = precision
-        if contender == ANN:
+        if contender in (ANN, TORCH_ANN):
             model = NETWORKS[network](neuron=ReLU)
+            for layer in model.modules():
+                if contender == TORCH_ANN and type(layer) is nn.Conv2d:
+                    layer.__class__ = TorchConv2d
             self.images, self.labels = self.images.repeat(steps, 1, 1, 1), self.labels.repeat(steps)
             steps = 1
         elif contender.startswith("SpikingJelly"):
