@@ -1,5 +1,7 @@
 """Convolutions of spikes on the matrix unit, against double precision and numbers that must come out unrounded."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,6 +14,15 @@ from ranvier.kernels import native_convolution, native_tiles
 from ranvier.kernels.native_convolution import forward, grad_spikes, grad_weight, pays
 
 needs_unit = pytest.mark.skipif(native_convolution.obstacle() is not None, reason=str(native_convolution.obstacle()))
+SIZES: dict[str, Any] = {
+    "images": st.integers(1, 70),
+    "channels": st.integers(1, 70),
+    "out_channels": st.integers(1, 70),
+    "size": st.tuples(st.integers(3, 9), st.integers(3, 9)),
+    "kernel": st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    "stride": st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    "padding": st.tuples(st.integers(0, 2), st.integers(0, 2)),
+}
 LAST_BITS = 2.0**-20
 """Of the sum of all absolute products, what sums in float32 may be off: sixteen units of the last place."""
 
@@ -30,13 +41,7 @@ def differ(got: Tensor | None, exact: Tensor, size: Tensor) -> None:
 
 @needs_unit
 @given(
-    images=st.integers(1, 70),
-    channels=st.integers(1, 70),
-    out_channels=st.integers(1, 70),
-    size=st.tuples(st.integers(3, 9), st.integers(3, 9)),
-    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
-    stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
-    padding=st.tuples(st.integers(0, 2), st.integers(0, 2)),
+    **SIZES,
     largest=st.integers(1, 255),
     seed=st.integers(0, 2**32),
 )
@@ -76,13 +81,7 @@ def test_any_sizes_against_double_precision(
 
 @needs_unit
 @given(
-    images=st.integers(1, 70),
-    channels=st.integers(1, 70),
-    out_channels=st.integers(1, 70),
-    size=st.tuples(st.integers(3, 9), st.integers(3, 9)),
-    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
-    stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
-    padding=st.tuples(st.integers(0, 2), st.integers(0, 2)),
+    **SIZES,
     seed=st.integers(0, 2**32),
 )
 @with_settings(max_examples=60, deadline=None)
