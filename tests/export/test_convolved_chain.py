@@ -110,17 +110,17 @@ def test_the_network_computes_what_it_did(name: str, neuron: str, precision: str
 def test_kernels_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every convolution but the encoder, and no neuron but the first, whose input is the same at every step."""
     _, fast, images = exact("sew-resnet18")
-    calls: list[Any] = []
+    calls: list[dict[str, Any]] = []
     run = native_convolved_scan.PreparedConvolvedScan.__call__
     monkeypatch.setattr(
         native_convolved_scan.PreparedConvolvedScan,
         "__call__",
-        lambda *given, **named: calls.append(given) or run(*given, **named),
+        lambda *given, **named: calls.append(named) or run(*given, **named),
     )
     fast(images, STEPS)
     convolutions = sum(isinstance(layer, nn.Conv2d) for layer in fast.modules())
     assert len(calls) == convolutions - 1
-    assert sum(given[-1] is not None for given in calls) == 8  # which send what the shortcut sends, too
+    assert sum(named["added"] is not None for named in calls) == 8  # which send what the shortcut sends, too
 
 
 @needs_unit

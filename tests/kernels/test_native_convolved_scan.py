@@ -1,6 +1,6 @@
 """Convolution and neurons in one kernel, on numbers of few bits, whose sums are exact in any order."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -11,10 +11,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ranvier import dynamics
-from ranvier.dynamics import IFParams, LIFBParams, LIFParams, NeuronState, PLIFParams
+from ranvier.dynamics import ConvertedState, IFParams, LIFBParams, LIFParams, NeuronState, PLIFParams
 from ranvier.kernels import native_convolved_scan, native_tiles
+from ranvier.kernels.converted import Converted
 from ranvier.kernels.fused_scan import Kind
-from ranvier.kernels.native_convolved_scan import Filters, Geometry, PreparedConvolvedScan, pays
+from ranvier.kernels.native_convolved_scan import (
+    Filters,
+    Geometry,
+    PreparedConvolvedConverted,
+    PreparedConvolvedScan,
+    pays,
+)
 
 needs_unit = pytest.mark.skipif(
     native_convolved_scan.obstacle() is not None, reason=str(native_convolved_scan.obstacle())
@@ -49,58 +56,36 @@ PARAMS: dict[str, Any] = {"if": IFParams, "lif": LIFParams, "plif": PLIFParams, 
 STEP = {"if": dynamics.if_step, "lif": dynamics.lif_step, "plif": dynamics.plif_step, "lifb": dynamics.lifb_step}
 
 
-@needs_unit
-@given(
-    neuron=st.sampled_from(list(STEP)),
-    reset=st.sampled_from(["hard", "soft"]),
-    tau=st.sampled_from([2.0, 3.0]),
-    takes_bytes=st.booleans(),
-    sends_bytes=st.booleans(),
-    steps=st.integers(1, 5),
-    count=st.integers(1, 9),
-    channels=st.integers(1, 70),
-    out_channels=st.integers(1, 70),
-    size=st.tuples(st.integers(1, 20), st.sampled_from([1, 3, 4, 7, 15, 16, 17, 31, 32, 33, 40, 67])),
-    kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)),
-    stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
-    padding=st.tuples(st.integers(0, 3), st.integers(0, 3)),
-    dilation=st.tuples(st.integers(1, 3), st.integers(1, 3)),
-    carried=st.booleans(),
-    adds=st.booleans(),
-    biased=st.booleans(),
-    seed=st.integers(0, 2**32),
-)
-@with_settings(max_examples=150, deadline=None)
-def test_spikes_and_states_are_those_of_one_after_the_other(
-    neuron: str,
-    reset: str,
-    tau: float,
-    takes_bytes: bool,
-    sends_bytes: bool,
-    steps: int,
-    count: int,
-    channels: int,
-    out_channels: int,
-    size: tuple[int, int],
-    kernel: tuple[int, int],
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
-    carried: bool,
-    adds: bool,
-    biased: bool,
-    seed: int,
-) -> None:
-    geometry = Geometry(stride, padding, dilation)
-    out_size = geometry.output_size(size, kernel)
-    if min(out_size) < 1:
-        return
-    generator = torch.Generator().manual_seed(seed)
-    x = images(
-        steps, count, channels, *size, most=3, dtype=(torch.bfloat16, torch.uint8)[takes_bytes], generator=generator
-    )
+class Drawn(NamedTuple):
+    """A convolution whose sums are exact, and what it is given."""
+
+    x: Tensor
+    filters: Filters
+    geometry: Geometry
+    currents: Tensor
+    joined: Tensor | None
+    generator: torch.Generator
+
+    def fractions(self, *shape: int, most: int = 8) -> Tensor:
+        """Numbers of few bits, for each channel or neuron."""
+        return torch.randint(-most, most + 1, shape, generator=self.generator) / 8
+
+
+@st.composite
+def convolutions(draw: st.DrawFn) -> Drawn:
+    channels, out_channels = draw(st.integers(1, 70)), draw(st.integers(1, 70))
+    size = draw(st.integers(1, 20)), draw(st.sampled_from([1, 3, 4, 7, 15, 16, 17, 31, 32, 33, 40, 67]))
+    dilation = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+    padding = draw(st.tuples(st.integers(0, 3), st.integers(0, 3)))
+    reach = [min(4, (n + 2 * p - 1) // d + 1) for n, p, d in zip(size, padding, dilation, strict=True)]
+    kernel = draw(st.tuples(*(st.integers(1, most) for most in reach)))
+    geometry = Geometry(draw(st.tuples(st.integers(1, 3), st.integers(1, 3))), padding, dilation)
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    takes_bytes, steps, count = draw(st.booleans()), draw(st.integers(1, 5)), draw(st.integers(1, 9))
+    dtype = torch.uint8 if takes_bytes else torch.bfloat16
+    x = images(steps, count, channels, *size, most=3, dtype=dtype, generator=generator)
     weight = torch.randint(-9, 10, (out_channels, channels, *kernel), generator=generator)
-    bias = torch.randint(-8, 9, (out_channels,), generator=generator) / 16 if biased else None
+    bias = torch.randint(-8, 9, (out_channels,), generator=generator) / 16 if draw(st.booleans()) else None
     if takes_bytes:
         scale = 2.0 ** torch.randint(-5, -3, (out_channels,), generator=generator)
         filters = Filters.of(weight.to(torch.int8), bias, scale)
@@ -108,31 +93,113 @@ def test_spikes_and_states_are_those_of_one_after_the_other(
     else:
         weight = weight / 16
         filters = Filters.of(weight.bfloat16(), bias)
+    given, joined = currents(x, weight, bias, geometry), None
+    if draw(st.booleans()):
+        beside = images(*given.shape, most=5, dtype=torch.bfloat16, generator=generator)
+        joined = (beside - 2) / 4
+        given = given + joined.float()
+    return Drawn(x, filters, geometry, given, joined, generator)
+
+
+@needs_unit
+@given(
+    drawn=convolutions(),
+    neuron=st.sampled_from(list(STEP)),
+    reset=st.sampled_from(["hard", "soft"]),
+    tau=st.sampled_from([2.0, 3.0]),
+    sends_bytes=st.booleans(),
+    carried=st.booleans(),
+    adds=st.booleans(),
+)
+@with_settings(max_examples=150, deadline=None)
+def test_spikes_and_states_are_those_of_one_after_the_other(
+    drawn: Drawn, neuron: str, reset: str, tau: float, sends_bytes: bool, carried: bool, adds: bool
+) -> None:
+    x, filters, geometry, current, joined, generator = drawn
     leaks = {"tau": tau} if neuron in ("lif", "lifb") else {}
     params: Any = PARAMS[neuron](reset=reset, **leaks)
     learned, rate, excess = None, None, None
     if neuron == "plif":
         learned, rate = torch.zeros(()), torch.full((1,), 0.5)
     if neuron == "lifb":
-        learned = 1 + torch.randint(0, 8, (out_channels,), generator=generator) / 4
+        learned = 1 + torch.randint(0, 8, (current.shape[2],), generator=generator) / 4
         excess, sends_bytes = learned - 1, False
     scan = PreparedConvolvedScan(Kind.of(STEP[neuron], params), geometry, sends_bytes)
-    v = torch.randint(-8, 9, (count, out_channels, *out_size), generator=generator) / 8 if carried else None
+    v = drawn.fractions(*current.shape[1:]) if carried else None
     dtype = torch.uint8 if sends_bytes else torch.bfloat16
-    added = images(steps, count, out_channels, *out_size, most=5, dtype=dtype, generator=generator) if adds else None
+    added = images(*current.shape, most=5, dtype=dtype, generator=generator) if adds else None
 
-    spikes, end = scan(x, filters, v, rate, excess, added)
+    spikes, end = scan(x, filters, v, rate, excess, added, joined)
 
-    state = None if v is None else NeuronState(v)
-    wanted, after = reference(neuron, params, currents(x, weight, bias, geometry), state, learned)
+    wanted, after = reference(neuron, params, current, None if v is None else NeuronState(v), learned)
     assert spikes.dtype == dtype
     assert torch.equal(spikes.float(), wanted if added is None else wanted + added.float())
     assert end is not None
     assert torch.equal(end, after.v)
-    alone, nothing = scan(x, filters, v, rate, excess, return_end=False)
+    alone, nothing = scan(x, filters, v, rate, excess, None, joined, return_end=False)
     assert torch.equal(alone.float(), wanted)
     assert nothing is None
     assert spikes.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
+
+
+@needs_unit
+@given(
+    drawn=convolutions(),
+    signed=st.booleans(),
+    binary=st.booleans(),
+    sends_bytes=st.booleans(),
+    carried=st.booleans(),
+    each=st.sampled_from(["one", "channel", "neuron"]),
+    later=st.integers(0, 2),
+)
+@with_settings(max_examples=150, deadline=None)
+def test_converted_neurons_are_those_of_one_after_the_other(
+    drawn: Drawn, signed: bool, binary: bool, sends_bytes: bool, carried: bool, each: str, later: int
+) -> None:
+    """With a bias for each step or one for all, and initial potentials for all, for each channel or each neuron."""
+    x, filters, geometry, current, joined, _ = drawn
+    sends_bytes = sends_bytes and not signed
+    binary = binary or sends_bytes
+    channels = 1 if each == "one" else current.shape[2]
+    neurons = Converted(
+        threshold=drawn.fractions(channels).abs() + 0.5,
+        bias=drawn.fractions(len(x) + later, channels) if later else drawn.fractions(1, channels),
+        v_init=drawn.fractions(*current.shape[2:]) if each == "neuron" else drawn.fractions(channels),
+        signed=signed,
+        binary=binary,
+    )
+    state = None
+    if carried:
+        emitted = drawn.fractions(*current.shape[1:]).round() if signed else torch.empty(0)
+        state = ConvertedState(drawn.fractions(*current.shape[1:]), emitted, later)
+    scan = PreparedConvolvedConverted(signed, binary, geometry, sends_bytes)
+
+    sent, after = scan(x, filters, state, neurons, joined)
+
+    wanted, end = dynamics.converted_scan(current, state, *neurons)
+    assert sent.dtype == (torch.uint8 if sends_bytes else torch.bfloat16)
+    assert torch.equal(sent.float(), wanted)
+    assert after is not None
+    assert torch.equal(after.v, end.v)
+    assert torch.equal(after.emitted, end.emitted)
+    assert after.step == end.step
+    alone, nothing = scan(x, filters, state, neurons, joined, return_state=False)
+    assert torch.equal(alone, sent)
+    assert nothing is None
+
+
+@needs_unit
+def test_what_converted_neurons_have_may_be_written_to() -> None:
+    x = torch.ones(2, 1, 2, 1, 1, dtype=torch.bfloat16)
+    filters = Filters.of(torch.ones(1, 2, 1, 1, dtype=torch.bfloat16), None)
+    neurons = Converted(torch.ones(1), torch.zeros(1, 1), torch.zeros(1), signed=False, binary=False)
+    scan = PreparedConvolvedConverted(False, False, ONE._replace(padding=(0, 0)))
+    assert scan(x, filters, None, neurons)[0].flatten().tolist() == [1, 1]
+    neurons.threshold.fill_(4)
+    assert scan(x, filters, None, neurons)[0].flatten().tolist() == [0, 4]
+    neurons.bias.fill_(1)
+    neurons.v_init.fill_(3)
+    assert scan(x, filters, None, neurons)[0].flatten().tolist() == [4, 0]
 
 
 @needs_unit

@@ -22,6 +22,7 @@ from ranvier.evaluation.mode import device_of, evaluating
 from ranvier.export.byte_graph import use_bytes_in_graph
 from ranvier.export.byte_spikes import ByteConv2d, has_kernels, use_bytes
 from ranvier.export.convolved_chain import use_convolved_scans
+from ranvier.export.convolved_graph import use_convolved_scans_in_graph
 from ranvier.export.lean_neurons import make_lean
 from ranvier.export.prepacked import Prepacked
 from ranvier.kernels.dispatch import Choice, Implementation, choose, compile_whole
@@ -69,8 +70,8 @@ def to_inference(
 
     On a CPU, `auto` runs layer by layer: weights of convolutions are packed once for the instructions of the machine,
     which a compiled network does in every call. SEW-ResNet-18 at batch 1 takes half as long again when compiled. On a
-    matrix unit (AMX) a convolution and the neurons behind it are one kernel in networks of `ranvier.models`, and
-    currents stay float32: see `ranvier.export.convolved_chain`.
+    matrix unit (AMX) a convolution and the neurons behind it are one kernel, and currents stay float32: see
+    `ranvier.export.convolved_chain`.
     Larger batches than `ranvier.data.evaluation_batch_size` pass in parts, which stay in the caches, unless a state
     comes or is wanted, or a hook watches. Elsewhere `auto` compiles.
 
@@ -125,6 +126,8 @@ def _to_inference(network: SpikingNetwork, precision: Precision, implementation:
     _prepare_layers(network, DTYPES[precision], pack=choice.implementation != "compiled" and _packs(device, precision))
     if choice.implementation == "native":
         use_convolved_scans(network)
+        if isinstance(network, GraphSNN):
+            use_convolved_scans_in_graph(network)
     return InferenceNetwork(network, precision, choice)
 
 

@@ -3,6 +3,8 @@
 //
 //   CHARGE, SOFT  see native_neuron.h
 //   BURSTS        1: beyond a second threshold a spike is larger
+//   CONVERTED     1: none of these, but neurons of converted networks, as in native_converted.cpp, which then are
+//   SIGNED, BINARY   as there
 //   TAKES_BYTES   0: what comes is bfloat16, and so are weights; 1: bytes, and weights of 8 bits with a sign
 //   BYTES         1: spikes, and what is sent beside them, go out as bytes; 0: as bfloat16
 //
@@ -24,7 +26,9 @@
 #include <algorithm>
 
 #include "native_lines.h"
+#if !CONVERTED
 #include "native_neuron.h"
+#endif
 #include "native_tiles.h"
 
 #if TAKES_BYTES
@@ -39,16 +43,23 @@ using Sum = float;
 struct Work {
     const Number* input;    // [steps, images, height, width, channels]
     const Sent* added;      // as the spikes, sent beside them, or null
+    const uint16_t* joined; // bfloat16, of the shape of the spikes: what neurons get besides, or null
     const char* weights;    // [block of O][tap][block of C][two tiles][16][16 of O][4 bytes of C]
     const float* scale;     // [O, whole blocks], of bytes
     const float* bias;      // [O, whole blocks]
     const float* gain;      // [O, whole blocks], what a burst sends beyond a spike
+    const float* threshold; // [O, whole blocks], of converted neurons, as the next two
+    const float* shift;     // [O, whole blocks], `shift_apart` from step to step: what is taken from the current
+    const float* start;     // [O, whole blocks], potential where there is no state
     const float* state;     // [images, out_height, out_width, out_channels], or null
+    const float* emitted;   // the same, of signed neurons
     float* end;             // the same
+    float* emitted_end;     // the same
     Sent* spikes;           // [steps, images, out_height, out_width, out_channels]
     char* scratch;          // for each thread so many bytes as `scratch_size` says
     int64_t steps, images, height, width, channels, out_height, out_width, out_channels;
     int64_t kernel_height, kernel_width, stride_y, stride_x, padding_y, padding_x, dilation_y, dilation_x, threads;
+    int64_t shift_apart;
     float leak, v_threshold, v_burst;
 };
 
@@ -189,17 +200,18 @@ struct Channels {
 };
 
 // Those of `there`, and 0 for others.
-INLINE Channels fetch(const Sent* from, __mmask32 there) {
 #if BYTES
+INLINE Channels fetch(const uint8_t* from, __mmask32 there) {
     const __m256i numbers = _mm256_maskz_loadu_epi8(there, from);
     const __m128i low = _mm256_castsi256_si128(numbers), high = _mm256_extracti128_si256(numbers, 1);
     return {(Float)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(low)), (Float)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(high))};
-#else
+}
+#endif
+INLINE Channels fetch(const uint16_t* from, __mmask32 there) {
     const __m512i numbers = _mm512_maskz_loadu_epi16(there, from);
     const __m256i low = _mm512_castsi512_si256(numbers), high = _mm512_extracti64x4_epi64(numbers, 1);
     return {(Float)_mm512_slli_epi32(_mm512_cvtepu16_epi32(low), 16),
             (Float)_mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16)};
-#endif
 }
 
 INLINE void put(Sent* to, Channels numbers, __mmask32 there) {
@@ -225,35 +237,72 @@ struct Places {
     }
 };
 
-// What is known of 32 channels, in whole blocks.
+// What 16 neurons remember: rows of a tile of places and 32 channels.
+struct Memory {
+    float* v;
+    float* emitted;  // spikes less those taken back, of signed neurons
+
+    INLINE Memory from(int64_t at) const { return {v + at, emitted + at}; }
+};
+
+// What is known of 16 channels, in whole blocks.
 struct Constants {
-    Float bias, scale, gain;
+    Float bias, scale, gain, threshold;
 
     Constants(const Work& work, int64_t channel)
         : bias(load(work.bias + channel, LINE)),
           scale(TAKES_BYTES ? load(work.scale + channel, LINE) : all(1)),
-          gain(BURSTS ? load(work.gain + channel, LINE) : all(0)) {}
+          gain(BURSTS ? load(work.gain + channel, LINE) : all(0)),
+          threshold(CONVERTED ? load(work.threshold + channel, LINE) : all(0)) {}
 };
 
-// A step of 16 neurons: what they send.
-INLINE Float step(const Work& work, const Constants& known, const Sum* sums, float* v) {
-    const Float sum = read(sums), x = TAKES_BYTES ? sum * known.scale + known.bias : sum + known.bias;
-    const Float h = charge(x, load(v, LINE), work.leak), fired = at_least(h - work.v_threshold);
-    store(v, reset(h, fired, work.v_threshold), LINE);
+// A step of 16 neurons that get `x`: what they send.
+#if CONVERTED
+INLINE Float step(const Work&, const Constants& known, Float x, Float shift, Memory memory) {
+    const Float h = load(memory.v, LINE) + (x - shift);
+    Float fired = h >= known.threshold ? all(1) : all(0);
+    if (SIGNED) {
+        const Float emitted = load(memory.emitted, LINE);
+        fired -= ((h < 0) & (emitted > 0)) ? all(1) : all(0);
+        store(memory.emitted, emitted + fired, LINE);
+    }
+    const Float y = known.threshold * fired;
+    store(memory.v, h - y, LINE);
+    return BINARY ? fired : y;
+}
+#else
+INLINE Float step(const Work& work, const Constants& known, Float x, Float, Memory memory) {
+    const Float h = charge(x, load(memory.v, LINE), work.leak), fired = at_least(h - work.v_threshold);
+    store(memory.v, reset(h, fired, work.v_threshold), LINE);
     return BURSTS ? fired + known.gain * at_least(h - work.v_burst) : fired;
 }
+#endif
 
-// A step of the neurons of a tile of places; `sums` and `v` are [16 places][32 channels].
-INLINE void fire(const Work& work, const Places& places, int64_t out, int64_t frame, const Sum* sums, float* v) {
+INLINE Float current(const Constants& known, const Sum* sums) {
+    return TAKES_BYTES ? read(sums) * known.scale + known.bias : read(sums) + known.bias;
+}
+
+// Step `t` of an image for the neurons of a tile of places; `sums` and what they remember are [16 places][32 channels].
+INLINE void fire(const Work& work, const Places& places, int64_t out, int64_t t, int64_t image, const Sum* sums,
+                 Memory memory) {
     const int64_t channels = work.out_channels, left = channels - out * OUT;
-    const int64_t first = frame * work.out_height * work.out_width * channels + out * OUT;
+    const int64_t first = (t * work.images + image) * work.out_height * work.out_width * channels + out * OUT;
     const __mmask32 there = left >= OUT ? ~0u : (1u << left) - 1;
     const Constants low(work, out * OUT), high(work, out * OUT + 16);
+    const float* shift = work.shift + t * work.shift_apart + out * OUT;
+    const Channels taken = CONVERTED ? Channels{load(shift, LINE), load(shift + 16, LINE)} : Channels{};
     const Sent* added = work.added ? work.added + first : nullptr;
+    const uint16_t* joined = work.joined ? work.joined + first : nullptr;
     Sent* spikes = work.spikes + first;
     for (int64_t i = 0; i < places.count; ++i) {
         const int64_t at = places.place[i] * channels, from = places.row[i] * OUT;
-        Channels sent{step(work, low, sums + from, v + from), step(work, high, sums + from + 16, v + from + 16)};
+        Channels x{current(low, sums + from), current(high, sums + from + 16)};
+        if (joined) {
+            const Channels beside = fetch(joined + at, there);
+            x.low = x.low + beside.low, x.high = x.high + beside.high;
+        }
+        Channels sent{step(work, low, x.low, taken.low, memory.from(from)),
+                      step(work, high, x.high, taken.high, memory.from(from + 16))};
         if (added) {
             const Channels beside = fetch(added + at, there);
             sent.low = sent.low + beside.low, sent.high = sent.high + beside.high;
@@ -262,24 +311,53 @@ INLINE void fire(const Work& work, const Places& places, int64_t out, int64_t fr
     }
 }
 
-// Potentials of a tile of places, [16 places][32 channels], from memory or to it.
-template <bool BACK>
-INLINE void carry(const Work& work, const Places& places, int64_t out, int64_t image, float* v) {
-    const int64_t there = std::min(OUT, work.out_channels - out * OUT);
-    const int64_t first = image * work.out_height * work.out_width * work.out_channels + out * OUT;
-    for (int64_t i = 0; i < places.count; ++i) {
-        const int64_t at = first + places.place[i] * work.out_channels;
-        float* here = v + places.row[i] * OUT;
-        if (BACK) std::memcpy(work.end + at, here, 4 * there);
-        else std::memcpy(here, work.state + at, 4 * there);
+// What the neurons of a tile of places remember, [16 places][32 channels], of an image in memory.
+struct Carried {
+    const Places& places;
+    int64_t first, channels, there;
+
+    Carried(const Work& work, const Places& places, int64_t out, int64_t image)
+        : places(places),
+          first(image * work.out_height * work.out_width * work.out_channels + out * OUT),
+          channels(work.out_channels),
+          there(4 * std::min(OUT, work.out_channels - out * OUT)) {}
+
+    void read(const float* from, float* to) const {
+        for (int64_t i = 0; i < places.count; ++i)
+            std::memcpy(to + places.row[i] * OUT, from + first + places.place[i] * channels, there);
     }
+    void write(const float* from, float* to) const {
+        for (int64_t i = 0; i < places.count; ++i)
+            std::memcpy(to + first + places.place[i] * channels, from + places.row[i] * OUT, there);
+    }
+};
+
+// What neurons of a tile remember before the first step.
+INLINE void begin(const Work& work, const Carried& carried, int64_t out, Memory memory) {
+    const float* start = work.start + out * OUT;
+    const Channels first = CONVERTED && work.start ? Channels{load(start, LINE), load(start + 16, LINE)} : Channels{};
+    for (int64_t row = 0; row < 16; ++row) {
+        store(memory.v + row * OUT, first.low, LINE);
+        store(memory.v + row * OUT + 16, first.high, LINE);
+    }
+    if (work.state) carried.read(work.state, memory.v);
+    if (SIGNED) std::memset(memory.emitted, 0, 16 * OUT * sizeof *memory.emitted);
+    if (SIGNED && work.emitted) carried.read(work.emitted, memory.emitted);
+}
+
+// The same after the last step.
+INLINE void finish(const Work& work, const Carried& carried, Memory memory) {
+    if (work.end) carried.write(memory.v, work.end);
+    if (SIGNED && work.emitted_end) carried.write(memory.emitted, work.emitted_end);
 }
 
 // Does parts `first ... last` of a group: a part is a pair of tiles of an image, all steps, with 32 channels.
-void run_parts(const Work& work, const Form& form, int64_t begin, int64_t images, int64_t first, int64_t last,
+void run_parts(const Work& work, const Form& form, int64_t first_image, int64_t images, int64_t first, int64_t last,
                const char* scratch) {
     alignas(64) Sum sums[32 * OUT];
-    alignas(64) float v[32 * OUT];
+    alignas(64) float v[32 * OUT], emitted[SIGNED ? 32 * OUT : 1];
+    const Memory memory{v, emitted}, beyond{v + 16 * OUT, SIGNED ? emitted + 16 * OUT : emitted};
+    const Sum* more = sums + 16 * OUT;
     int64_t offsets[TAPS];
     for (int64_t tap = 0; tap < form.taps; ++tap) offsets[tap] = form.offset(work, tap);
     const int64_t stride = form.taps * form.blocks * 2 * TILE;
@@ -287,34 +365,29 @@ void run_parts(const Work& work, const Form& form, int64_t begin, int64_t images
         const int64_t out = part / (images * form.pairs), image = part / form.pairs % images, pair = part % form.pairs;
         const Places one(work, form, 2 * pair), other(work, form, 2 * pair + 1);
         const bool two = 2 * pair + 1 < form.tiles;
-        const int64_t number = begin + image;
-        std::memset(v, 0, sizeof v);
-        if (work.state) {
-            carry<false>(work, one, out, number, v);
-            if (two) carry<false>(work, other, out, number, v + 16 * OUT);
-        }
+        const int64_t number = first_image + image;
+        const Carried of_one(work, one, out, number), of_other(work, other, out, number);
+        begin(work, of_one, out, memory);
+        if (two) begin(work, of_other, out, beyond);
         const char* weights = work.weights + out * stride;
         const char* from = scratch + image * form.image + 2 * pair * TILE;
         for (int64_t t = 0; t < work.steps; ++t, from += form.step) {
-            const int64_t frame = t * work.images + number;
             if (two) {
                 multiply<true>(from, from + TILE, offsets, weights, form, sums);
-                fire(work, one, out, frame, sums, v);
-                fire(work, other, out, frame, sums + 16 * OUT, v + 16 * OUT);
+                fire(work, one, out, t, number, sums, memory);
+                fire(work, other, out, t, number, more, beyond);
             } else if (t + 1 < work.steps) {  // of two steps at once
                 multiply<true>(from, from + form.step, offsets, weights, form, sums);
-                fire(work, one, out, frame, sums, v);
-                fire(work, one, out, frame + work.images, sums + 16 * OUT, v);
-                ++t, from += form.step;
+                fire(work, one, out, t, number, sums, memory);
+                fire(work, one, out, ++t, number, more, memory);
+                from += form.step;
             } else {
                 multiply<false>(from, from, offsets, weights, form, sums);
-                fire(work, one, out, frame, sums, v);
+                fire(work, one, out, t, number, sums, memory);
             }
         }
-        if (work.end) {
-            carry<true>(work, one, out, number, v);
-            if (two) carry<true>(work, other, out, number, v + 16 * OUT);
-        }
+        finish(work, of_one, memory);
+        if (two) finish(work, of_other, beyond);
     }
 }
 

@@ -2,6 +2,7 @@
 
     s = neuron(conv(x) + b)
 
+Neurons are those of `ranvier.kernels.native_scan`, or of converted networks, `ranvier.kernels.native_converted`.
 Currents are never written: 32 places and 32 channels of them become spikes, step after step, before the next are
 summed. They stay float32, where a convolution of bfloat16 would round them. See `native_convolved_scan.cpp`.
 """
@@ -17,7 +18,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ranvier.dynamics import ConvertedState
 from ranvier.kernels import native_tiles
+from ranvier.kernels.converted import Converted
+from ranvier.kernels.derived import Derived
 from ranvier.kernels.fused_scan import Kind
 from ranvier.kernels.native_convolution import BLOCK, FULL, MOST_TAPS, output_size
 from ranvier.kernels.native_library import address, ask_for_huge_pages, definitions, load
@@ -72,14 +76,15 @@ class Filters(NamedTuple):
         weights = split.permute(0, 6, 3, 1, 4, 2, 5).contiguous()
         if bias is None:
             bias = torch.zeros(outs, dtype=torch.float32, device="cpu")
-        bias, scale = _whole_blocks(bias), None if scale is None else _whole_blocks(scale)
+        bias, scale = _whole_blocks(bias, outs), None if scale is None else _whole_blocks(scale, outs)
         like = torch.empty(1, 0, outs, 1, 1, dtype=torch.bfloat16, device="cpu")
         return cls(weights, bias, scale, weight.shape, like)
 
 
-def _whole_blocks(numbers: Tensor) -> Tensor:
-    """A number of each channel, and zeros up to whole blocks."""
-    return torch.nn.functional.pad(numbers.detach().float(), (0, -len(numbers) % BLOCK)).contiguous()
+def _whole_blocks(numbers: Tensor, channels: int) -> Tensor:
+    """A number of each channel, `[..., C]` or `[..., 1]`, and zeros up to whole blocks."""
+    numbers = numbers.detach().float().expand(*numbers.shape[:-1], channels)
+    return torch.nn.functional.pad(numbers, (0, -channels % BLOCK)).contiguous()
 
 
 def pays(image: Sequence[int], shape: Sequence[int], geometry: Geometry) -> bool:
@@ -110,78 +115,37 @@ class _Work(ctypes.Structure):
     _fields_ = (
         *(
             (name, ctypes.c_void_p)
-            for name in ("input", "added", "weights", "scale", "bias", "gain", "state", "end", "spikes", "scratch")
+            for name in (
+                *("input", "added", "joined", "weights", "scale", "bias", "gain", "threshold", "shift", "start"),
+                *("state", "emitted", "end", "emitted_end", "spikes", "scratch"),
+            )
         ),
         *(
             (name, ctypes.c_int64)
             for name in (
                 *("steps", "images", "height", "width", "channels", "out_height", "out_width", "out_channels"),
                 *("kernel_height", "kernel_width", "stride_y", "stride_x", "padding_y", "padding_x"),
-                *("dilation_y", "dilation_x", "threads"),
+                *("dilation_y", "dilation_x", "threads", "shift_apart"),
             )
         ),
         *((name, ctypes.c_float) for name in ("leak", "v_threshold", "v_burst")),
     )
 
 
-class PreparedConvolvedScan:
-    """The scan of one neuron behind one convolution, without gradients, to be called often.
+class _Prepared:
+    """Neurons of one kind behind one convolution, without gradients, to be called often.
 
     Args:
-        kind: The neuron.
+        numbers: What the source is compiled with, by name.
         geometry: Of the convolution.
-        sends_bytes: Whether spikes, 0 or 1, are uint8; not for burst neurons.
+        sends_bytes: Whether spikes, 0 or 1, are uint8.
     """
 
-    def __init__(self, kind: Kind, geometry: Geometry, sends_bytes: bool = False) -> None:
-        self.kind = kind
+    def __init__(self, numbers: dict[str, int], geometry: Geometry, sends_bytes: bool) -> None:
+        self.numbers = tuple(numbers.items())
         self.geometry = geometry
         self.sends_bytes = sends_bytes
         self._plans: dict[tuple[Any, ...], _Plan] = {}
-
-    def __call__(
-        self,
-        x: Tensor,
-        filters: Filters,
-        v: Tensor | None = None,
-        rate: Tensor | None = None,
-        excess: Tensor | None = None,
-        added: Tensor | None = None,
-        *,
-        return_end: bool = True,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Spikes `[T, B, O, H', W']` and the potential after the last step, float32, or None.
-
-        Args:
-            x: `[T, B, C, H, W]`, bfloat16 or, for filters with a scale, uint8; copied where it is not channels-last.
-                `pays` says that it fits.
-            filters: Of the convolution.
-            v: Potential that comes in, `[B, O, H', W']` float32, or None for rest.
-            rate: Leak that was learned, `[1]` float32, or None.
-            excess: What a burst sends beyond a spike, `[O]` float32, or None.
-            added: Sent beside the spikes, of their shape and dtype, or None.
-            return_end: Whether the potential is written.
-
-        """
-        plan = self._plan(x, filters)
-        spikes = torch.empty_strided(plan.shape, plan.strides, dtype=self.dtype, device="cpu")
-        ask_for_huge_pages(spikes)
-        end = None
-        if return_end:
-            end = torch.empty_strided(plan.shape[1:], plan.strides[1:], dtype=torch.float32, device="cpu")
-        # What the kernel is given is held here until it has run. Another thread may be about to run it, hence the copy.
-        work = _Work.from_buffer_copy(plan.work)
-        work.threads = threads = torch.get_num_threads() if plan.products >= ALONE else 1
-        scratch = torch.empty(threads * plan.scratch_size, dtype=torch.uint8, device="cpu")
-        given = _laid_out(x, plan.strides_in), _laid_out(added, plan.strides), _laid_out(v, plan.strides[1:])
-        gain = None if excess is None else _whole_blocks(excess)
-        if rate is not None:
-            work.leak = rate.item()
-        work.input, work.added, work.state, work.gain = map(address, (*given, gain))
-        work.weights, work.bias, work.scale = map(address, filters[:3])
-        work.spikes, work.end, work.scratch = map(address, (spikes, end, scratch))
-        plan.run(ctypes.byref(work))
-        return spikes, end
 
     @property
     def dtype(self) -> torch.dtype:
@@ -191,6 +155,38 @@ class PreparedConvolvedScan:
     def shape(self, x: Tensor, filters: Filters) -> torch.Size:
         """`[T, B, O, H', W']` of the spikes."""
         return self._plan(x, filters).shape
+
+    def _run(
+        self, x: Tensor, filters: Filters, given: dict[str, Tensor | None], settings: dict[str, int | float]
+    ) -> Tensor:
+        """Spikes `[T, B, O, H', W']`.
+
+        Args:
+            x: `[T, B, C, H, W]`.
+            filters: Of the convolution.
+            given: Fields of the work that are tensors, with channels side by side where they are images.
+            settings: Other fields, which differ from call to call.
+        """
+        plan = self._plan(x, filters)
+        spikes = torch.empty_strided(plan.shape, plan.strides, dtype=self.dtype, device="cpu")
+        ask_for_huge_pages(spikes)
+        # What the kernel is given is held here until it has run. Another thread may be about to run it, hence the copy.
+        work = _Work.from_buffer_copy(plan.work)
+        work.threads = threads = torch.get_num_threads() if plan.products >= ALONE else 1
+        scratch = torch.empty(threads * plan.scratch_size, dtype=torch.uint8, device="cpu")
+        x = _laid_out(x, plan.strides_in)
+        work.input, work.spikes, work.scratch = x.data_ptr(), spikes.data_ptr(), scratch.data_ptr()
+        work.weights, work.bias, work.scale = map(address, filters[:3])
+        for name, tensor in given.items():
+            setattr(work, name, address(tensor))
+        for name, number in settings.items():
+            setattr(work, name, number)
+        plan.run(ctypes.byref(work))
+        return spikes
+
+    def _end(self, plan: "_Plan") -> Tensor:
+        """What neurons remember after the last step, to be written."""
+        return torch.empty_strided(plan.shape[1:], plan.strides[1:], dtype=torch.float32, device="cpu")
 
     def _plan(self, x: Tensor, filters: Filters) -> "_Plan":
         key = x.shape, x.dtype, filters.shape
@@ -202,7 +198,7 @@ class PreparedConvolvedScan:
         return plan
 
     def _new_plan(self, x: Tensor, filters: Filters) -> "_Plan":
-        kind, (outs, ins, *kernel) = self.kind, filters.shape
+        outs, ins, *kernel = filters.shape
         size = self.geometry.output_size(x.shape[3:], kernel)
         shape = torch.Size((*x.shape[:2], outs, *size))
         work = _Work(
@@ -216,20 +212,142 @@ class PreparedConvolvedScan:
             out_channels=outs,
             kernel_height=kernel[0],
             kernel_width=kernel[1],
-            leak=kind.charge[1],
-            v_threshold=kind.v_threshold,
-            v_burst=kind.v_burst,
         )
         for name, numbers in self.geometry._asdict().items():
             for axis, number in zip("yx", numbers, strict=True):
                 setattr(work, f"{name}_{axis}", number)
         products = shape.numel() * ins * kernel[0] * kernel[1]
-        library = _library_of(kind, x.dtype, self.sends_bytes)
+        library = _library_of(self.numbers, x.dtype, self.sends_bytes)
         scratch_size = library.scratch_size(ctypes.byref(work))
         return _Plan(work, library.run, scratch_size, shape, _strides(shape), _strides(x.shape), products)
 
+
+class PreparedConvolvedScan(_Prepared):
+    """The scan of one neuron behind one convolution, without gradients, to be called often.
+
+    Args:
+        kind: The neuron.
+        geometry: Of the convolution.
+        sends_bytes: Whether spikes, 0 or 1, are uint8; not for burst neurons.
+    """
+
+    def __init__(self, kind: Kind, geometry: Geometry, sends_bytes: bool = False) -> None:
+        super().__init__(_numbers_of(kind), geometry, sends_bytes)
+        self.kind = kind
+
+    def __call__(
+        self,
+        x: Tensor,
+        filters: Filters,
+        v: Tensor | None = None,
+        rate: Tensor | None = None,
+        excess: Tensor | None = None,
+        added: Tensor | None = None,
+        joined: Tensor | None = None,
+        *,
+        return_end: bool = True,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Spikes `[T, B, O, H', W']` and the potential after the last step, float32, or None.
+
+        Args:
+            x: `[T, B, C, H, W]`, bfloat16 or, for filters with a scale, uint8; copied where it is not channels-last.
+                `pays` says that it fits.
+            filters: Of the convolution.
+            v: Potential that comes in, `[B, O, H', W']` float32, or None for rest.
+            rate: Leak that was learned, `[1]` float32, or None.
+            excess: What a burst sends beyond a spike, `[O]` float32, or None.
+            added: Sent beside the spikes, of their shape and dtype, or None.
+            joined: What the neurons get besides, of the shape of the spikes, bfloat16, or None.
+            return_end: Whether the potential is written.
+
+        """
+        plan, kind = self._plan(x, filters), self.kind
+        end = self._end(plan) if return_end else None
+        given = {
+            "added": None if added is None else _laid_out(added, plan.strides),
+            "joined": None if joined is None else _laid_out(joined, plan.strides),
+            "state": None if v is None else _laid_out(v, plan.strides[1:]),
+            "gain": None if excess is None else _whole_blocks(excess, len(excess)),
+            "end": end,
+        }
+        leak = kind.charge[1] if rate is None else rate.item()
+        settings = {"leak": leak, "v_threshold": kind.v_threshold, "v_burst": kind.v_burst}
+        return self._run(x, filters, given, settings), end
+
     def __reduce__(self) -> tuple[Any, ...]:
         return PreparedConvolvedScan, (self.kind, self.geometry, self.sends_bytes)
+
+
+class PreparedConvolvedConverted(_Prepared):
+    """The scan of converted neurons behind one convolution, without gradients, to be called often.
+
+    Args:
+        signed: Whether a neuron that fired too often takes a spike back.
+        binary: Whether a spike is sent as 1, not as the threshold.
+        geometry: Of the convolution.
+        sends_bytes: Whether spikes, of binary neurons without sign, are uint8.
+    """
+
+    def __init__(self, signed: bool, binary: bool, geometry: Geometry, sends_bytes: bool = False) -> None:
+        numbers = {"CONVERTED": 1, "SIGNED": int(signed), "BINARY": int(binary)}
+        super().__init__({"CHARGE": 0, "SOFT": 0, "BURSTS": 0} | numbers, geometry, sends_bytes)
+        self.signed = signed
+        self.binary = binary
+        self._tables = Derived[tuple[Tensor, Tensor, Tensor | None]]()
+
+    def __call__(
+        self,
+        x: Tensor,
+        filters: Filters,
+        state: ConvertedState | None,
+        neurons: Converted,
+        joined: Tensor | None = None,
+        *,
+        return_state: bool = True,
+    ) -> tuple[Tensor, ConvertedState | None]:
+        """What neurons send, `[T, B, O, H', W']`, and their state or None.
+
+        Args:
+            x: As of `PreparedConvolvedScan`, and so are `filters` and `joined`.
+            filters: Of the convolution.
+            state: What comes in, or None to start; `check_converted` let it pass.
+            neurons: Signed and binary as these.
+            joined: What the neurons get besides.
+            return_state: Whether the state is written.
+        """
+        plan, begun = self._plan(x, filters), 0 if state is None else state.step
+        threshold, shift, start = self._tables(neurons[:3], lambda: _tables_of(neurons, filters.shape[0]))
+        before, counts = None, None
+        if state is not None:
+            before = _laid_out(state.v, plan.strides[1:])
+            counts = _laid_out(state.emitted, plan.strides[1:]) if self.signed else None
+        elif start is None:
+            before = _laid_out(neurons.v_init.float().expand(plan.shape[1:]), plan.strides[1:])
+        end = self._end(plan) if return_state else None
+        emitted = self._end(plan) if return_state and self.signed else None
+        given = {
+            "joined": None if joined is None else _laid_out(joined, plan.strides),
+            "threshold": threshold,
+            "shift": shift if len(shift) == 1 else shift[begun:],
+            "start": start,
+            "state": before,
+            "emitted": counts,
+            "end": end,
+            "emitted_end": emitted,
+        }
+        sent = self._run(x, filters, given, {"shift_apart": 0 if len(shift) == 1 else shift.stride(0)})
+        if end is None:
+            return sent, None
+        return sent, ConvertedState(end, end.new_empty(0) if emitted is None else emitted, begun + len(x))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PreparedConvolvedConverted, (self.signed, self.binary, self.geometry, self.sends_bytes)
+
+
+def _tables_of(neurons: Converted, channels: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Thresholds, biases of all steps and, where it is that of channels, the initial potential, in whole blocks."""
+    start = _whole_blocks(neurons.v_init, channels) if neurons.v_init.ndim == 1 else None
+    return _whole_blocks(neurons.threshold, channels), _whole_blocks(neurons.bias, channels), start
 
 
 class _Plan(NamedTuple):
@@ -252,9 +370,9 @@ def _strides(shape: Sequence[int]) -> tuple[int, ...]:
     return images * image, image, 1, width * channels, channels
 
 
-def _laid_out(images: Tensor | None, strides: tuple[int, ...]) -> Tensor | None:
+def _laid_out(images: Tensor, strides: tuple[int, ...]) -> Tensor:
     """Images `[..., C, H, W]` with these strides, whose channels lie side by side; copied where they do not."""
-    if images is None or images.stride() == strides:
+    if images.stride() == strides:
         return images
     return images.movedim(-3, -1).contiguous()
 
@@ -265,25 +383,29 @@ def obstacle() -> str | None:
     obstacle = native_tiles.obstacle()
     if obstacle is None:
         try:
-            load(SOURCE, _definitions(Kind("if", "hard", True, "triangle", 0.5, 0.5, 0.0, 1.0), torch.bfloat16, False))
+            kind = Kind("if", "hard", True, "triangle", 0.5, 0.5, 0.0, 1.0)
+            load(SOURCE, _definitions(tuple(_numbers_of(kind).items()), torch.bfloat16, False))
         except (OSError, RuntimeError, subprocess.SubprocessError) as error:
             return f"{error}."
     return obstacle
 
 
 @functools.cache
-def _library_of(kind: Kind, dtype: torch.dtype, sends_bytes: bool) -> ctypes.CDLL:
-    library = load(SOURCE, _definitions(kind, dtype, sends_bytes))
+def _library_of(numbers: tuple[tuple[str, int], ...], dtype: torch.dtype, sends_bytes: bool) -> ctypes.CDLL:
+    library = load(SOURCE, _definitions(numbers, dtype, sends_bytes))
     library.run.argtypes = library.scratch_size.argtypes = [ctypes.POINTER(_Work)]
     library.run.restype, library.scratch_size.restype = None, ctypes.c_int64
     return library
 
 
-def _definitions(kind: Kind, dtype: torch.dtype, sends_bytes: bool) -> tuple[str, ...]:
-    numbers = {
+def _definitions(numbers: tuple[tuple[str, int], ...], dtype: torch.dtype, sends_bytes: bool) -> tuple[str, ...]:
+    return definitions(torch.bfloat16, 0, sends_bytes, **dict(numbers), TAKES_BYTES=int(dtype == torch.uint8))
+
+
+def _numbers_of(kind: Kind) -> dict[str, int]:
+    return {
         "CHARGE": ("sum", "product", "quotient").index(kind.charge[0]),
         "SOFT": int(kind.reset == "soft"),
         "BURSTS": int(kind.neuron == "lifb"),
-        "TAKES_BYTES": int(dtype == torch.uint8),
+        **dict.fromkeys(("CONVERTED", "SIGNED", "BINARY"), 0),
     }
-    return definitions(torch.bfloat16, 0, sends_bytes, **numbers)
