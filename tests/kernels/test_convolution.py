@@ -118,7 +118,7 @@ def test_in_bfloat16_each_pass_runs_where_it_is_faster(
         )
 
     def ours(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        assert fits(x, weight, (1, 1), 1)
+        assert fits(x, weight, None, (1, 1), 1)
         return convolution(x, weight, bias, *PLAIN)
 
     torch._dynamo.reset()
@@ -151,10 +151,55 @@ def test_weights_of_bfloat16() -> None:
         assert one.dtype == torch.bfloat16
         torch.testing.assert_close(one, other, rtol=2.0**-6, atol=2.0**-6 * float(other.abs().max()))
     with torch.autocast("cpu", torch.bfloat16):
-        assert fits(x, weight, (1, 1), 1)
+        assert fits(x, weight, None, (1, 1), 1)
     with torch.autocast("cpu", torch.float16):
-        assert not fits(x, weight, (1, 1), 1)
-    assert not fits(x, weight.float(), (1, 1), 1)  # which torch refuses
+        assert not fits(x, weight, None, (1, 1), 1)
+    assert not fits(x, weight.float(), None, (1, 1), 1)  # which torch refuses
+
+
+@needs_unit
+def test_a_bias_of_another_dtype_does_not_fit() -> None:
+    """A compiled graph has no autocast around it that would cast both."""
+    x, weight = layer()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert fits(x.bfloat16(), weight, torch.zeros(64), (1, 1), 1)
+        assert not fits(x.bfloat16(), weight.bfloat16(), torch.zeros(64), (1, 1), 1)
+
+
+@needs_unit
+@pytest.mark.parametrize("images", [8, 32])
+def test_strides_over_a_few_places(images: int) -> None:
+    """Torch has NaN among the gradients of weights, or any number, in most runs. For 32 images ours runs."""
+    generator = torch.Generator().manual_seed(5)
+    x = channels_last(torch.randn(images, 64, 1, 1, generator=generator).bfloat16())
+    weight, bias = torch.randn(64, 64, 3, 3, generator=generator), torch.randn(64, generator=generator)
+    where = [2, 2], [1, 1]
+    for autocast in (False, True):
+        leaves = [one.clone().requires_grad_() for one in ((x, weight, bias) if autocast else (x, weight.bfloat16()))]
+        for _ in range(20):
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                y = convolution(leaves[0], leaves[1], leaves[2] if autocast else None, *where)
+            found = torch.autograd.grad(y.float().sum(), leaves)
+            exact = torch.ops.aten.convolution_backward(
+                *(torch.ones_like(y).double(), x.double(), weight.bfloat16().double(), [64]),
+                *(*where, [1, 1], False, [0, 0], 1, [True] * 3),
+            )
+            for one, other in zip(found, exact[: len(leaves)], strict=True):
+                torch.testing.assert_close(one.double(), other, rtol=2.0**-7, atol=2.0**-7 * float(other.abs().max()))
+
+
+@needs_unit
+def test_forward_mode_differentiation_of_backward_alone() -> None:
+    x, weight = layer()
+    tangents = []
+    for run in (torch.conv2d, convolution):
+        leaf = weight.clone().requires_grad_()
+        y = run(x, leaf, None, *PLAIN)
+        with forward_ad.dual_level():
+            grad = forward_ad.make_dual(torch.ones_like(y), y.detach())
+            tangents.append(forward_ad.unpack_dual(torch.autograd.grad(y, leaf, grad)[0]).tangent)
+    assert tangents[0] is not None
+    torch.testing.assert_close(tangents[1], tangents[0], rtol=1e-4, atol=1e-2)
 
 
 @needs_unit
@@ -195,17 +240,17 @@ def test_operators_keep_their_promises() -> None:
 @needs_unit
 def test_where_it_does_not_fit() -> None:
     x, weight = layer()
-    assert fits(x, weight, (1, 1), 1)
-    assert not fits(x, weight, (2, 1), 1)
-    assert not fits(x, weight[:, :16], (1, 1), 2)
-    assert not fits(x.contiguous(), weight, (1, 1), 1)
-    assert not fits(x.double(), weight.double(), (1, 1), 1)
-    assert not fits(x.to("meta"), weight.to("meta"), (1, 1), 1)
-    assert not fits(x[0], weight, (1, 1), 1)
+    assert fits(x, weight, None, (1, 1), 1)
+    assert not fits(x, weight, None, (2, 1), 1)
+    assert not fits(x, weight[:, :16], None, (1, 1), 2)
+    assert not fits(x.contiguous(), weight, None, (1, 1), 1)
+    assert not fits(x.double(), weight.double(), None, (1, 1), 1)
+    assert not fits(x.to("meta"), weight.to("meta"), None, (1, 1), 1)
+    assert not fits(x[0], weight, None, (1, 1), 1)
     with torch.autocast("cpu", torch.bfloat16):
-        assert not fits(x, weight, (1, 1), 1)
+        assert not fits(x, weight, None, (1, 1), 1)
     seen: list[bool] = []
-    torch.func.vmap(lambda one: seen.append(fits(one, weight, (1, 1), 1)) or one)(x.unsqueeze(0))
+    torch.func.vmap(lambda one: seen.append(fits(one, weight, None, (1, 1), 1)) or one)(x.unsqueeze(0))
     assert seen == [False]
 
 
@@ -286,7 +331,7 @@ def test_forward_mode() -> None:
     x, weight = layer()
     for enabled in (True, False):
         with torch.set_grad_enabled(enabled), forward_ad.dual_level():
-            assert not fits(x, weight, (1, 1), 1)
+            assert not fits(x, weight, None, (1, 1), 1)
 
 
 @needs_unit
@@ -303,7 +348,7 @@ print(int(y.max()))
 
 def test_without_the_unit_nothing_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native_convolution, "obstacle", lambda: "this processor lacks amx_bf16.")
-    assert not fits(*layer(), (1, 1), 1)
+    assert not fits(*layer(), None, (1, 1), 1)
     assert explain_convolutions() == "those of torch (this processor lacks amx_bf16.)"
 
 
@@ -311,6 +356,6 @@ def test_without_the_unit_nothing_fits(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_operations_are_counted_as_ever() -> None:
     x, weight = layer()
     with FlopCounterMode(display=False) as counter:
-        assert not fits(x, weight, (1, 1), 1)
+        assert not fits(x, weight, None, (1, 1), 1)
         torch.conv2d(x, weight, None, *PLAIN)
     assert counter.get_total_flops() == 2 * 40 * 64 * 32 * 9 * 6 * 5

@@ -232,6 +232,7 @@ def test_what_is_no_convolution_does_not_pay() -> None:
     assert not pays(x[:, :, :0], weight, (1, 1), (1, 1))
     assert not pays(x[:, :, :2], weight, (1, 1), (0, 0))
     assert not pays(x, weight, (1, 0), (0, 0))
+    assert not pays(x, weight, (1, 2**52), (0, 0))
     assert not pays(x, weight, (1, 1), (0, -1))
 
 

@@ -45,6 +45,12 @@ def test_any_convolution_gives_what_it_gives_alone(options: dict[str, Any]) -> N
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_settings_may_be_assigned_as_numbers() -> None:
+    conv = nn.Conv2d(32, 64, 3)
+    conv.stride = 2  # type: ignore[assignment]
+    torch.testing.assert_close(run_layer(conv, spikes()), conv(spikes()))
+
+
 @needs_unit
 def test_hooks_see_a_convolution() -> None:
     conv, seen = nn.Conv2d(32, 64, 3, bias=False), []

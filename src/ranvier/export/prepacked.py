@@ -52,7 +52,7 @@ class Prepacked(nn.Module):
             y: Tensor = layer(x)
             return y
         where = list(layer.stride), [int(size) for size in layer.padding]
-        analog = x.dtype != torch.float32 or not fits(x, layer.weight, layer.dilation, layer.groups)
+        analog = x.dtype != torch.float32 or not fits(x, layer.weight, layer.bias, layer.dilation, layer.groups)
         if not analog and promises(x, layer.weight, layer.bias, *where):
             return convolve(x, layer.weight, layer.bias, *where)
         settings: Any = (layer.padding, layer.stride, layer.dilation, layer.groups)

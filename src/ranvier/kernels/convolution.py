@@ -12,6 +12,8 @@ float32, as in any convolution, and in another order. Whether values are spikes,
 read; where they are not, and where it would not pay, the convolution is that of torch. Weights and gradients below
 2^-100 lose digits, since the unit takes what is smaller than 2^-126 for zero; where they are infinite, or above
 3.39e38, NaN comes out.
+
+Under autocast backward reads the weights themselves, not a copy in bfloat16: they must not be written to before.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -37,13 +39,19 @@ FEW_PLACES = 64
 SOME_PLACES = 256
 """Of an output of bfloat16, up to which the gradient of the weights comes sooner."""
 
+UNSAFE_PLACES = 16
+"""Of an input of bfloat16, up to which torch (2.13) is not trusted with strides: of images of one place, with weights
+of 3x3 and a stride of 2, the gradient of the weights is NaN, or any number, in most calls.
+"""
 
-def fits(x: Tensor, weight: Tensor, dilation: Sequence[int], groups: int) -> bool:
+
+def fits(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: Sequence[int], groups: int) -> bool:
     """Whether these convolutions can run here on a tensor like this; nothing of its values or sizes.
 
     Args:
         x: Input, `[N, C, H, W]`, float32 or bfloat16.
         weight: `[O, C, kernel height, kernel width]`, of the dtype of x or, under autocast, what it would cast to that.
+        bias: Of the dtype of the weight, or None.
         dilation: Of y and x; only 1.
         groups: Only 1.
     """
@@ -53,6 +61,8 @@ def fits(x: Tensor, weight: Tensor, dilation: Sequence[int], groups: int) -> boo
     if casts and (x.dtype != torch.bfloat16 or torch.get_autocast_dtype("cpu") != torch.bfloat16):
         return False
     same = weight.dtype == x.dtype or (casts and weight.dtype == torch.float32)
+    if bias is not None and bias.dtype != weight.dtype:
+        return False
     if x.dtype not in (torch.float32, torch.bfloat16) or not same or groups != 1 or tuple(dilation) != (1, 1):
         return False
     return _unit_is_there() and x.is_contiguous(memory_format=torch.channels_last)
@@ -116,7 +126,7 @@ def convolution(
     stride, padding = list(stride), list(padding)
     if not is_traced(x, weight, bias):
         if not promises(x, weight, bias, stride, padding):
-            return torch.conv2d(x, weight, bias, stride, padding)  # under autocast, if need be
+            return _convolve_plainly(x, weight, bias, stride, padding)
         learned = any(tensor is not None and tensor.requires_grad for tensor in (x, weight, bias))
         if torch.is_grad_enabled() and learned:
             output: Tensor = _Convolution.apply(x, weight, bias, stride, padding)
@@ -136,6 +146,8 @@ def differentiate(
     grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int], needed: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x, the weight and the bias, each if it is `needed`."""
+    if is_transformed():  # by who saw no more than the backward pass
+        return _differentiate_plainly(grad, x, weight, stride, padding, needed)
     if is_traced(grad, x, weight) or not torch._C._has_storage(grad):
         found = _backward_operator(grad, x, weight, stride, padding, list(needed))
         return tuple(one if need else None for one, need in zip(found, needed, strict=True))  # type: ignore[return-value]
@@ -148,15 +160,32 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int],
         output = native_convolution.forward(*numbers, stride, padding)
         if output is not None:
             return output
+    return _laid_out(_convolve_plainly(x, weight, bias, stride, padding))
+
+
+def _convolve_plainly(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int]
+) -> Tensor:
+    """The convolution of torch, with weights cast as autocast does, which need not be there any more."""
+    dtype = torch.float32 if _is_unsafe(x, stride) else x.dtype
     if bias is not None and bias.dtype == weight.dtype:
-        bias = bias.to(x.dtype)  # as autocast does
-    return _laid_out(torch.conv2d(x, weight.to(x.dtype), bias, stride, padding))
+        bias = bias.to(dtype)
+    if dtype == x.dtype:
+        return torch.conv2d(x, weight.to(dtype), bias, stride, padding)
+    with torch.autocast("cpu", enabled=False):
+        return torch.conv2d(x.to(dtype), weight.to(dtype), bias, stride, padding).to(x.dtype)
+
+
+def _is_unsafe(x: Tensor, stride: Sequence[int]) -> bool:
+    return x.dtype == torch.bfloat16 and max(stride) > 1 and math.prod(x.shape[2:]) <= UNSAFE_PLACES
 
 
 def _differentiate(
     grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int], needed: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     ours = passes_of(x, weight, None, stride, padding)
+    if not ((needed[0] and ours.of_x) or (needed[1] and ours.of_weight)):
+        return _differentiate_plainly(grad, x, weight, stride, padding, needed)
     tensors = _laid_out(grad), _laid_out(x), _laid_out(weight).float()
     grad_x = grad_weight = None
     if needed[1] and ours.of_weight:
@@ -177,11 +206,14 @@ def _differentiate_plainly(
     grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int], needed: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     plain = [1, 1], False, [0, 0], 1, list(needed)
-    found = torch.ops.aten.convolution_backward(grad, x, weight.to(x.dtype), [len(weight)], stride, padding, *plain)
-    grad_weight, grad_bias = (
-        one.to(weight.dtype) if need else None for one, need in zip(found[1:], needed[1:], strict=True)
+    dtype = torch.float32 if _is_unsafe(x, stride) else x.dtype
+    tensors = grad.to(dtype), x.to(dtype), weight.to(dtype)
+    found = torch.ops.aten.convolution_backward(*tensors, [len(weight)], stride, padding, *plain)
+    dtypes = x.dtype, weight.dtype, weight.dtype
+    grad_x, grad_weight, grad_bias = (
+        one.to(dtype) if need else None for one, dtype, need in zip(found, dtypes, needed, strict=True)
     )
-    return found[0], grad_weight, grad_bias
+    return grad_x, grad_weight, grad_bias
 
 
 def _is_watched(*tensors: Tensor) -> bool:

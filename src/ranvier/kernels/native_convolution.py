@@ -67,13 +67,14 @@ def pays(input: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence
     """Whether blocks are full enough, and sums long enough, to be faster than ordinary convolutions of float32.
 
     What no convolution can be made of does not pay: other channels, nothing to convolve, strides or padding that are
-    none.
+    none. Nor does a stride beyond the image.
     """
     outs, ins, *kernel = weight.shape
     if input.shape[1] != ins or min(stride) < 1 or min(padding) < 0 or not (input.numel() and weight.numel()):
         return False
     places = math.prod(output_size(input.shape[2:], kernel, stride, padding))
-    if any(n + 2 * p < k for n, k, p in zip(input.shape[2:], kernel, padding, strict=True)):
+    padded = [n + 2 * p for n, p in zip(input.shape[2:], padding, strict=True)]
+    if any(k > n or s > n for n, k, s in zip(padded, kernel, stride, strict=True)):
         return False
     taps = kernel[0] * kernel[1]
     full = math.prod(size / _filled(size) for size in (len(input), ins, outs)) >= FULL
@@ -141,7 +142,8 @@ def obstacle() -> str | None:
     obstacle = native_tiles.obstacle()
     if obstacle is None:
         try:
-            _library(torch.float32)
+            for dtype in (torch.float32, torch.bfloat16):
+                _library(dtype)
         except (OSError, RuntimeError, subprocess.SubprocessError) as error:
             return f"{error}."
     return obstacle

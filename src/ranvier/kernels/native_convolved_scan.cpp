@@ -199,6 +199,11 @@ struct Channels {
     Float low, high;
 };
 
+// From a table of whole blocks.
+INLINE Channels of_channels(const float* table, int64_t out) {
+    return {load(table + out * OUT, LINE), load(table + out * OUT + 16, LINE)};
+}
+
 // Those of `there`, and 0 for others.
 #if BYTES
 INLINE Channels fetch(const uint8_t* from, __mmask32 there) {
@@ -289,8 +294,7 @@ INLINE void fire(const Work& work, const Places& places, int64_t out, int64_t t,
     const int64_t first = (t * work.images + image) * work.out_height * work.out_width * channels + out * OUT;
     const __mmask32 there = left >= OUT ? ~0u : (1u << left) - 1;
     const Constants low(work, out * OUT), high(work, out * OUT + 16);
-    const float* shift = work.shift + t * work.shift_apart + out * OUT;
-    const Channels taken = CONVERTED ? Channels{load(shift, LINE), load(shift + 16, LINE)} : Channels{};
+    const Channels taken = CONVERTED ? of_channels(work.shift + t * work.shift_apart, out) : Channels{};
     const Sent* added = work.added ? work.added + first : nullptr;
     const uint16_t* joined = work.joined ? work.joined + first : nullptr;
     Sent* spikes = work.spikes + first;
@@ -334,8 +338,7 @@ struct Carried {
 
 // What neurons of a tile remember before the first step.
 INLINE void begin(const Work& work, const Carried& carried, int64_t out, Memory memory) {
-    const float* start = work.start + out * OUT;
-    const Channels first = CONVERTED && work.start ? Channels{load(start, LINE), load(start + 16, LINE)} : Channels{};
+    const Channels first = CONVERTED && work.start ? of_channels(work.start, out) : Channels{};
     for (int64_t row = 0; row < 16; ++row) {
         store(memory.v + row * OUT, first.low, LINE);
         store(memory.v + row * OUT + 16, first.high, LINE);

@@ -13,7 +13,9 @@ def run_layer(layer: nn.Module, x: Tensor) -> Tensor:
     otherwise, but for the order of its sums: see `ranvier.kernels.convolution`.
     """
     conv = layer if type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and not is_hooked(layer) else None
-    if conv is None or isinstance(conv.padding, str) or not fits(x, conv.weight, conv.dilation, conv.groups):
-        y: Tensor = layer(x)
-        return y
-    return convolution(x, conv.weight, conv.bias, conv.stride, conv.padding)
+    if conv is not None and all(isinstance(each, tuple) for each in (conv.stride, conv.padding, conv.dilation)):
+        stride, padding, dilation = conv.stride, conv.padding, conv.dilation
+        if fits(x, conv.weight, conv.bias, dilation, conv.groups):
+            return convolution(x, conv.weight, conv.bias, stride, padding)  # type: ignore[arg-type]
+    y: Tensor = layer(x)
+    return y

@@ -41,13 +41,13 @@ class PackedConv2d(nn.Conv2d):
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if not torch.is_grad_enabled():
-            if fits(input, weight, self.dilation, self.groups):
+            if fits(input, weight, bias, self.dilation, self.groups):
                 return convolve(input, weight, bias, list(self.stride), [int(size) for size in self.padding])
             return super()._conv_forward(input, weight, bias)
         if torch.is_autocast_enabled(input.device.type):  # what autocast does to a convolution
             dtype = torch.get_autocast_dtype(input.device.type)
             input = input.to(dtype)
-            if not fits(input, weight, self.dilation, self.groups):
+            if not fits(input, weight, bias, self.dilation, self.groups):
                 weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
         output: Tensor = _PackedConvolution.apply(
             input, weight, bias, self.largest, self.stride, self.padding, self.dilation, self.groups
@@ -63,7 +63,7 @@ class _PackedConvolution(torch.autograd.Function):
         ctx.bias_sizes = None if bias is None else [len(bias)]
         ctx.channels_last = spikes.is_contiguous(memory_format=torch.channels_last)
         stride, padding, dilation, groups = settings
-        ctx.fits = fits(spikes, weight, dilation, groups)
+        ctx.fits = fits(spikes, weight, bias, dilation, groups)
         if ctx.fits:
             return convolve(spikes, weight, bias, list(stride), list(padding))
         return torch.conv2d(spikes, weight, bias, *settings)
