@@ -183,7 +183,7 @@ def test_an_ann_has_no_energy_of_spikes(ann_folder: Path) -> None:
 
 
 def test_what_cannot_be_counted_says_why(tmp_path: Path) -> None:
-    settings = {"model": "spikformer", "epochs": 1, "device": "cpu", "batch_size": 512}
+    settings = {"model": "spikformer", "epochs": 1, "device": "cpu", "batch_size": 64, "train_images": 64}
     run(digits(**settings), tmp_path / "s", quiet=True)
     evaluation = evaluate(tmp_path / "s")
     assert evaluation.energy is None
