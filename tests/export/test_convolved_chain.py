@@ -172,7 +172,7 @@ def first_pair(fast: nn.Module) -> Pair:
 
 @needs_unit
 def test_other_inputs_take_two_kernels() -> None:
-    """Single precision, other ranks and devices, gradients, no images; other sizes see `pays`."""
+    """Single precision, other ranks and devices, also of weights, gradients, no images; other sizes see `pays`."""
     _, fast, _ = exact("vgg")
     pair, spikes = first_pair(fast), torch.ones(STEPS, 2, 32, 8, 8, dtype=torch.bfloat16)
     assert pair.filters_for(spikes) is not None
@@ -180,6 +180,9 @@ def test_other_inputs_take_two_kernels() -> None:
         assert pair.filters_for(other) is None
     with torch.enable_grad():
         assert pair.filters_for(spikes.clone().requires_grad_()) is None
+    pair.conv.layer.to("meta")
+    assert pair.filters_for(spikes) is None
+    pair = first_pair(exact("vgg")[1])
     pair.neuron.is_native = False
     assert pair.filters_for(spikes) is None
 
