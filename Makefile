@@ -28,7 +28,8 @@ coverage: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m pip install --quiet --no-deps --requirement benchmarks/requirements.txt
-	$(BIN)/python -m pytest -q tests/kernels tests/nn/test_convolution.py tests/nn/test_normalized.py tests/nn/test_memory.py tests/nn/test_recompute.py
+	$(BIN)/python -m pytest -q tests/kernels tests/nn/test_convolution.py tests/nn/test_normalized.py tests/nn/test_memory.py tests/nn/test_recompute.py \
+	    tests/export/test_inference.py tests/export/test_convolved_chain.py tests/export/test_convolved_graph.py tests/training/test_loop.py
 	mkdir -p runs/bench
 	$(BENCH)neuron_pass.py --device $(DEVICE) --out runs/bench/neuron_pass.json
 	$(BENCH)convolution.py

@@ -87,6 +87,12 @@ def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
         pass
 
 
+def test_a_folder_in_its_place_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    with pytest.raises(OSError, match="It is a folder: name a file in it"), replacing(tmp_path / "a") as file:
+        file.write_text("")
+
+
 def test_others_may_read_the_file_as_the_umask_says(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:

@@ -43,7 +43,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~_umask())  # mkstemp makes files that only their owner reads
         temporary.replace(path)
     except OSError as error:
-        reason = f"could not write {path} ({error}); the file before it, if any, is untouched. Is the disk full?"
+        remedy = "It is a folder: name a file in it." if path.is_dir() else "Is the disk full, or the folder not yours?"
+        reason = f"could not write {path} ({error}); the file before it, if any, is untouched. {remedy}"
         raise (OSError(error.errno, reason) if error.errno else OSError(reason)) from error
     finally:
         if temporary is not None:

@@ -122,7 +122,7 @@ def convert(
         ann: Folder or file of an ANN that train-ann made, or package.module:factory.
         steps: Time steps T.
         data: Data set to use instead of the one on the card.
-        weights: Safetensors file with the parameters of what the factory builds.
+        weights: Safetensors file with the parameters of what the factory builds; without it those it has.
         threshold: Where neurons fire; auto tries percentile, mmse, and max (qcfs where
             ceilings were learned).
         bias: Correction of the neurons; auto tries none, light, ftbc and --refit.
@@ -472,7 +472,7 @@ def info() -> None:
     console.print("neurons")
     for device in ["cpu"] + ["cuda"] * bool(gpus):
         console.print(f"  large inputs: {kernels.explain(device, 2**20)}")
-        console.print(f"  small inputs: {kernels.explain(device, 2**10)}")
+        console.print(f"  small inputs: {kernels.explain(device, 2**9)}")
     console.print(f"convolutions\n  cpu: {kernels.explain_convolutions()}")
 
 

@@ -74,7 +74,7 @@ def _read(path: Path, device: torch.device | str) -> tuple[dict[str, Tensor], st
     if path.is_dir():
         raise FileNotFoundError(f"{path} is a folder. Pass a .safetensors file in it.")
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist. Pass a .safetensors file that ranvier wrote.")
+        raise FileNotFoundError(f"{path} does not exist. Pass the path of a .safetensors file.")
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
             card = (file.metadata() or {}).get(CARD)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 
 from ranvier.conversion import calibration
 from ranvier.conversion.calibration import CalibrationImages, check_classes, gather
@@ -139,6 +140,8 @@ def test_constant_images_are_accepted_with_a_warning() -> None:
         pytest.param(lambda: [numbered(10)[:7], numbered(10)[7:]], id="batches"),
         pytest.param(lambda: (x for x in numbered(10).split(3)), id="generator"),
         pytest.param(lambda: [[numbered(10), None]], id="labels that are None"),
+        pytest.param(lambda: DataLoader(TensorDataset(numbered(10)), 4), id="a loader without labels"),
+        pytest.param(lambda: [(x,) for x in numbered(10).split(3)], id="tuples of one"),
         pytest.param(lambda: [numbered(10), numbered(0)], id="an empty batch among others"),
     ],
 )

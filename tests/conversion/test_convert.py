@@ -535,6 +535,10 @@ def test_what_is_no_network_or_no_settings_is_refused() -> None:
         ({"rounds": 5}, "rounds is 5, but must list"),
         ({"rounds": (0.5,)}, "whole number of rounds"),
         ({"step_sizes": 0.4}, "step_sizes is 0.4, but must list"),
+        ({"step_sizes": (float("nan"),)}, "step_sizes is .nan,., but must list at least one number"),
+        ({"step_sizes": ("a",)}, "step_sizes is .'a',., but must list at least one number"),
+        ({"mmse_shift": 7}, "mmse_shift is 7, but must be None or lie between 0 and 1"),
+        ({"per_channel": "no"}, "per_channel is 'no', but must be True or False"),
         ({"rounds": (-1, 2)}, "none negative"),
         ({"step_sizes": (0.0,)}, "greater than 0"),
         ({"step_sizes": ()}, "step_sizes"),
@@ -730,3 +734,9 @@ def test_combinations_run() -> None:
     for bias, signed in itertools.product((*BIASES, "auto"), (False, True)):
         snn = convert(ann, x, steps=2, threshold="max", bias=bias, signed=signed, refit=True, settings=settings)
         assert snn(x, 2).isfinite().all()
+
+
+def test_half_precision_is_refused() -> None:
+    ann = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).half()
+    with pytest.raises(TypeError, match=r"parameters of torch.float16.*ann.float\(\)"):
+        convert(ann, torch.rand(10, 4).half(), steps=2)

@@ -273,6 +273,14 @@ def test_colour_after_grayscale(tmp_path: Path, load: Callable[..., ImageSplits]
         load(parquet_folder(tmp_path / "farm", train=columns, test=columns))
 
 
+def test_a_folder_of_several_data_sets_is_refused(tmp_path: Path, load: Callable[..., ImageSplits]) -> None:
+    for name, columns in (("one", {"image": [1]}), ("two", {"label": [1], "fine": ["a"]})):
+        (tmp_path / name).mkdir()
+        datasets.Dataset.from_dict(columns).to_parquet(str(tmp_path / name / "train.parquet"))
+    with pytest.raises(ValueError, match=r"cannot be read as one data set .*; 2 files lie in it, .*single data set"):
+        load(tmp_path)
+
+
 def test_damaged_image_is_named(tmp_path: Path, load: Callable[..., ImageSplits]) -> None:
     columns = rows(3)
     columns["image"][1] = {"bytes": b"no image", "path": "bee/1.png"}

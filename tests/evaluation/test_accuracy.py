@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -148,6 +149,20 @@ def test_eval_mode_stays() -> None:
 def test_empty_loader_raises() -> None:
     with pytest.raises(ValueError, match=r"the loader gave no samples.*data set or its split"):
         accuracy_by_step(Fixed(), [], 2)
+
+
+@pytest.mark.parametrize(
+    ("loader", "message"),
+    [
+        (5, "the loader is a int, but must give batches"),
+        ([torch.zeros(2, 3)], "batch 0 of the loader is a Tensor, but must be two tensors"),
+        ([(torch.zeros(2, 3), torch.zeros(2), 1)], "batch 0 of the loader is 3 values"),
+        ([(torch.zeros(2, 3), [0, 1])], "batch 0 of the loader is 2 values, but must be two tensors"),
+    ],
+)
+def test_loaders_of_something_else_raise(loader: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        accuracy_by_step(Fixed(), loader, 2)
 
 
 def test_logits_without_time_raise() -> None:

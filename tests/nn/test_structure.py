@@ -150,6 +150,14 @@ def test_activation_takes_any_activation() -> None:
     assert Activation(nn.ReLU())(torch.tensor([[[-1.0, 2.0]]])).tolist() == [[[0.0, 2.0]]]
 
 
+def test_activation_mends_what_a_channel_count_did_to_relu() -> None:
+    for kind in (nn.ReLU, nn.ReLU6):
+        x = torch.tensor([[[-1.0, 2.0]]])
+        assert Activation(kind(32))(x).tolist() == [[[0.0, 2.0]]]  # type: ignore[arg-type]
+        assert x.tolist() == [[[-1.0, 2.0]]]
+    assert Activation(nn.ReLU(inplace=True)).neuron.inplace
+
+
 def test_empty_chain_is_the_identity() -> None:
     x = random_current()
     assert torch.equal(Chain()(x), x)

@@ -1,5 +1,7 @@
 """Folding time into the batch, and carrying states through a network."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -129,3 +131,9 @@ def test_steps_of_a_constant_and_of_a_sequence() -> None:
 def test_steps_of_bad_input_raises(shape: tuple[int, ...], steps: int | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         steps_of(torch.zeros(shape), (4,), steps)
+
+
+@pytest.mark.parametrize("steps", [2.0, "4", True])
+def test_steps_are_a_whole_number(steps: Any) -> None:
+    with pytest.raises(TypeError, match=f"steps is {steps!r}, a {type(steps).__name__}, but must be a whole number"):
+        steps_of(torch.zeros(2, 3, 4, 4), (4,), steps)

@@ -159,7 +159,6 @@ def test_a_factory_of_ones_own(package: Path) -> None:
 @pytest.mark.parametrize(
     ("ann", "options", "message"),
     [
-        ("my_anns:tiny", {"data": "digits"}, "--weights"),
         ("my_anns:tiny", {"weights": "tiny.safetensors"}, "--data"),
         ("my_anns:absent", {"weights": "tiny.safetensors", "data": "digits"}, "no function 'absent'"),
         ("my_anns:sized", {"weights": "tiny.safetensors", "data": "digits"}, "without arguments .*'size'"),
@@ -187,6 +186,26 @@ def test_images_are_resized_for_a_factory(package: Path) -> None:
     result = convert("my_anns:tiny", "out", image_size=8, settings=FAST, **shared)
     assert result.accuracy.total == 40
     assert evaluate(package / "out").accuracy.accuracy == result.accuracy.accuracy
+
+
+def test_a_factory_may_have_weights_of_its_own(package: Path) -> None:
+    shared: dict[str, Any] = {"data": "digits", "steps": 2, "images": 100, "settings": FAST, "quiet": True}
+    torch.manual_seed(0)  # what the file was made with
+    own = convert("my_anns:tiny", "own", **shared)
+    given = convert("my_anns:tiny", "given", weights="tiny.safetensors", **shared)
+    assert own.accuracy.accuracy == given.accuracy.accuracy
+
+
+def test_counts_that_are_none(ann: Path, tmp_path: Path) -> None:
+    for name in ("images", "test_images"):
+        for count in (0, -5):
+            with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} is {count}, but must be a whole number"):
+                convert(str(ann), tmp_path, steps=2, **{name: count}, quiet=True)  # type: ignore[arg-type]
+
+
+def test_an_ann_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"my_anns\.tiny does not exist. Pass the folder .*with a colon"):
+        convert("my_anns.tiny", tmp_path, steps=2, weights="a.safetensors", quiet=True)
 
 
 def test_weights_that_are_not_there(package: Path) -> None:

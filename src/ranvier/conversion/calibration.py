@@ -119,15 +119,16 @@ def _read(calibration: Calibration) -> tuple[Tensor, Tensor | None]:
     images: list[Tensor] = []
     labels: list[Tensor] = []
     for number, batch in enumerate(calibration):
-        x, y = batch if isinstance(batch, tuple | list) and len(batch) == 2 else (batch, None)
+        parts = batch if isinstance(batch, tuple | list) and len(batch) in (1, 2) else (batch,)
+        x, y = parts if len(parts) == 2 else (parts[0], None)
         if not isinstance(x, Tensor) or not x.dtype.is_floating_point or x.ndim < 2:
             came = (
                 f"a tensor of {x.dtype} and shape {shape_of(x)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
             )
             raise TypeError(
                 f"calibration batch {number} is {came}, but must be images, a floating tensor [B, ...] prepared as for "
-                "training, or a pair (images, labels). Labels alone tell nothing about activations; a single pair goes "
-                "into a list, [(images, labels)]."
+                "training, or a pair (images, labels), or images alone in a list. Labels alone tell nothing about "
+                "activations; a single pair goes into a list, [(images, labels)]."
             )
         if images and x.shape[1:] != images[0].shape[1:]:
             raise ValueError(

@@ -1,5 +1,6 @@
 """Trying settings of a conversion, and choosing among them on held-out images."""
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -82,8 +83,13 @@ class Settings:
             raise ValueError(
                 f"rounds is {self.rounds}, but must list at least one whole number of rounds, none negative."
             )
-        if not self.step_sizes or min(self.step_sizes) <= 0:
-            raise ValueError(f"step_sizes is {self.step_sizes}, but must list at least one, all greater than 0.")
+        sizes = self.step_sizes
+        if not sizes or not all(isinstance(size, int | float) and 0 < size < math.inf for size in sizes):
+            raise ValueError(f"step_sizes is {sizes}, but must list at least one number, all greater than 0.")
+        if self.mmse_shift is not None and not 0 <= self.mmse_shift <= 1:
+            raise ValueError(f"mmse_shift is {self.mmse_shift}, but must be None or lie between 0 and 1 thresholds.")
+        if not isinstance(self.per_channel, bool):
+            raise ValueError(f"per_channel is {self.per_channel!r}, but must be True or False.")
 
 
 @dataclass
@@ -138,6 +144,11 @@ class Search:
         self.bar = bar
         self.clock = Clock()
         device = next((parameter.device for parameter in ann.parameters()), torch.device("cpu"))
+        if any(parameter.dtype == torch.float16 for parameter in ann.parameters()):
+            raise TypeError(
+                "the ANN has parameters of torch.float16, which cannot hold what calibration counts. Convert it in "
+                "single precision, ann.float(), with images of torch.float32; cast the result."
+            )
         self.images: CalibrationImages = gather(
             calibration,
             batch_size=settings.batch_size,

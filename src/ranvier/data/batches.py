@@ -126,7 +126,7 @@ class Batches:
         if drop_last and len(images) < batch_size:
             raise ValueError(
                 f"drop_last leaves no batch: {images.name} has {len(images)} {what}, batch_size is {batch_size}. "
-                "Pass a smaller batch_size or drop_last=False."
+                f"Pass a batch_size of at most {len(images)} (--batch-size), or drop_last=False to Batches."
             )
         if seed < 0:
             raise ValueError(f"seed is {seed}, expected at least 0.")

@@ -159,7 +159,15 @@ def _datasets(progress: bool) -> Iterator[Any]:
 def _open_folder(folder: Path, files: list[Path], cache_dir: Path | None, progress: bool) -> datasets.DatasetDict:
     builder = "parquet" if files[0].suffix == ".parquet" else "imagefolder"
     with _datasets(progress) as datasets:
-        return datasets.load_dataset(builder, data_dir=str(folder), cache_dir=cache_dir and str(cache_dir))
+        try:
+            return datasets.load_dataset(builder, data_dir=str(folder), cache_dir=cache_dir and str(cache_dir))
+        except datasets.exceptions.DatasetsError as error:
+            cause = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
+            raise ValueError(
+                f"{folder} cannot be read as one data set ({cause[0]}); {len(files)} files lie in it, of which "
+                f"{files[0].relative_to(folder)} is the first. Pass the folder of a single data set; if it is one, a "
+                "file is damaged: get it anew."
+            ) from error
 
 
 def _open_hub(source: str, cache_dir: Path | None, progress: bool) -> datasets.DatasetDict:

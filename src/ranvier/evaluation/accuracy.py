@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.table import Table
@@ -101,6 +102,7 @@ def accuracy_by_step(
         Hits, ties and silent samples after 1 .. T steps.
 
     Raises:
+        TypeError: What the loader gives are no pairs of tensors.
         ValueError: The loader is empty, images are not finite, or the model does not return `[T, B, K]`.
     """
     device = device_of(model)
@@ -110,8 +112,8 @@ def accuracy_by_step(
     finite: list[Tensor] = []
     total = 0
     with evaluating(model), torch.inference_mode():
-        for images, labels in loader:
-            images, labels = images.to(device), labels.to(device)
+        for batch in _batches(loader):
+            images, labels = (part.to(device) for part in batch)
             logits = model(images, steps)
             batch_hits, batch_ties = score_by_step(logits, labels)
             hits.append(batch_hits)
@@ -130,6 +132,18 @@ def accuracy_by_step(
         tuple(torch.stack(counts).sum(0).tolist()) for counts in (hits, ties, silent)
     )
     return AccuracyByStep(hits_by_step, ties_by_step, total, silent_by_step)
+
+
+def _batches(loader: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pairs of images and labels, or an error that says what came."""
+    if not isinstance(loader, Iterable):
+        raise TypeError(f"the loader is a {type(loader).__name__}, but must give batches (images, labels).")
+    for number, batch in enumerate(loader):
+        pair = isinstance(batch, tuple | list) and len(batch) == 2
+        if not pair or not all(isinstance(part, Tensor) for part in batch):
+            came = f"{len(batch)} values" if isinstance(batch, tuple | list) else f"a {type(batch).__name__}"
+            raise TypeError(f"batch {number} of the loader is {came}, but must be two tensors, (images, labels).")
+        yield batch[0], batch[1]
 
 
 def score_by_step(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

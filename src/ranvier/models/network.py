@@ -62,7 +62,8 @@ class SpikingNetwork(nn.Module, ABC):
             images: A constant input `[B, C, H, W]`, or a sequence `[T, B, C, H, W]`.
             steps: T, for a constant input.
             state: Neuron states that an earlier call returned, to stream: T calls of one step give the logits of one
-                call of T steps. None starts from rest, or from the initial potentials of converted neurons.
+                call of T steps, but for the order in which a convolution of another batch size adds up. None starts
+                from rest, or from the initial potentials of converted neurons.
             return_state: Whether to return the states for the next call.
 
         Returns:

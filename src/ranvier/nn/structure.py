@@ -32,6 +32,8 @@ class Activation(Block):
 
     def __init__(self, neuron: nn.Module) -> None:
         super().__init__()
+        if isinstance(neuron, nn.ReLU | nn.ReLU6) and not isinstance(neuron.inplace, bool):
+            neuron.inplace = False  # type: ignore[unreachable]  # `neuron=nn.ReLU` was given the number of channels
         self.neuron = neuron
 
     def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:

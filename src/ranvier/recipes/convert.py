@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ranvier import conversion, provenance
 from ranvier.atomic import write_json
+from ranvier.checks import check_count
 from ranvier.conversion import Account, ConvertedSNN, Settings
 from ranvier.conversion.bias import Bias
 from ranvier.conversion.threshold import Threshold
@@ -108,10 +109,10 @@ def convert(
 
     Args:
         ann: Folder or file of an ANN that a recipe trained, or `package.module:factory`, a function without arguments
-            that returns a module.
+            that returns a module, with weights that it loads itself or with `weights`.
         out: Folder for the network.
         steps: T.
-        weights: Safetensors file with the parameters of what the factory builds.
+        weights: Safetensors file with the parameters of what the factory builds; None keeps those that it has.
         data: Data set; None for that of the recipe.
         threshold: As in `ranvier.conversion.convert`.
         bias: As there.
@@ -134,6 +135,9 @@ def convert(
     out = Path(out)
     if (out / RESULTS).exists():
         raise FileExistsError(f"{out} holds the results of a run. Choose another --out.")
+    check_count("--images", images)
+    if test_images is not None:
+        check_count("--test-images", test_images)
     provenance.check_device(device)
     source = _load_ann(ann, weights, data, image_size, mean, std)
     splits = source.splits
@@ -225,6 +229,11 @@ def _load_ann(
 ) -> _Source:
     if ":" in ann and not Path(ann).exists():
         return _load_factory(ann, weights, data, image_size, mean, std)
+    if not Path(ann).exists():
+        raise FileNotFoundError(
+            f"{ann} does not exist. Pass the folder or file of an ANN that ranvier trained, or package.module:factory, "
+            "with a colon before the function."
+        )
     for name, value in (("weights", weights), ("image-size", image_size), ("mean", mean), ("std", std)):
         if value is not None:
             raise ValueError(
@@ -249,9 +258,8 @@ def _load_factory(
     std: tuple[float, ...] | None,
 ) -> _Source:
     module_name, _, factory_name = ann.partition(":")
-    if weights is None or data is None:
-        missing = "--weights FILE.safetensors" if weights is None else "--data FOLDER_OR_HUB_ID"
-        raise ValueError(f"{ann} names a function that builds a network. Pass {missing} as well.")
+    if data is None:
+        raise ValueError(f"{ann} names a function that builds a network. Pass --data FOLDER_OR_HUB_ID as well.")
     sys.path.insert(0, str(Path.cwd()))  # as `python -m` does: the user's own modules lie where they work
     try:
         module = importlib.import_module(module_name)
@@ -275,7 +283,8 @@ def _load_factory(
     model = factory()
     if not isinstance(model, nn.Module):
         raise ValueError(f"{ann}() returned a {type(model).__name__}, but must return a torch.nn.Module.")
-    load_parameters(model, load_foreign_tensors(weights), str(weights))
+    if weights is not None:
+        load_parameters(model, load_foreign_tensors(weights), str(weights))
     recipe = TrainingRecipe(name=factory_name, data=data, image_size=image_size)
     splits = load_data(recipe)
     assert isinstance(splits, ImageSplits)

@@ -241,13 +241,18 @@ class _Training:
     def run_epoch(self, display: Display) -> None:
         """Train on the batches of the present epoch that are still to come."""
         progress = self.progress
-        if self.watch.smooth is None and self.execution.compiles(self.accelerator.device):
+        compiles = self.watch.smooth is None and self.execution.compiles(self.accelerator.device)
+        if compiles:
             display.update(progress.step, progress.epoch + 1, self.epochs, "compiling, once")
+        begin = time.perf_counter()
         self.model.train()
         if isinstance(self.loss, EpochHook):
             self.loss.begin_epoch(self.model, progress.epoch)
         for images, labels in self.batches.epoch(progress.epoch, start=progress.batch):
             self.update(images, labels)
+            if compiles:
+                compiles, spent = False, time.perf_counter() - begin
+                display.update(progress.step, progress.epoch + 1, self.epochs, f"compiled in {spent:.0f} s")
             if self.watch.read_now():
                 self.watch.read(progress)
                 display.update(progress.step, progress.epoch + 1, self.epochs, str(self.watch))

@@ -49,8 +49,9 @@ def check_whole_events(data: bytes, start: int, size: int, where: str) -> int:
     count, rest = divmod(len(data) - start, size)
     if rest:
         number = f"{rest} bytes are" if rest > 1 else "1 byte is"
+        after = f"after event {count - 1}" if count else "before the first event"
         raise RecordingError(
-            f"{where}: {number} left over at byte {start + size * count}, after event {count - 1}; an event has {size} "
+            f"{where}: {number} left over at byte {start + size * count}, {after}; an event has {size} "
             "bytes. The file is cut off or of another format: get it anew."
         )
     return count
