@@ -103,9 +103,7 @@ def main() -> None:
     print(f"convolutions run on: {explain_convolutions()}")
     for precision in arguments.precisions:
         print(f"\n{precision}; torch / ours ms where ours runs, threads: {arguments.threads}\n")
-        print(
-            "| images, channels, size, filters | output | weights | spikes | torch / ours | of medians | errors | ours |"
-        )
+        print("| images, channels, size, filters | output | weights | spikes | ratio | of medians | errors | ours |")
         print("|---|---|---|---|---|---|---|---|")
         for layer in LAYERS:
             print(measure(*layer, getattr(torch, precision), arguments.rounds), flush=True)
