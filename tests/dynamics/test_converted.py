@@ -217,6 +217,12 @@ def test_state_of_another_kind_is_refused() -> None:
         converted_scan(torch.zeros(1, 2, 3), NeuronState(torch.zeros(2, 3)), ONE, NONE, ONE)  # type: ignore[arg-type]
 
 
+def test_a_state_of_less_than_no_steps_is_refused() -> None:
+    _, state = converted_scan(torch.zeros(1, 2, 3), None, ONE, NONE, ONE)
+    with pytest.raises(ValueError, match="state.step is -1, but steps so far are at least 0"):
+        converted_scan(torch.zeros(1, 2, 3), state._replace(step=-1), ONE, NONE, ONE)
+
+
 @pytest.mark.parametrize("signed", [False, True])
 def test_a_surrogate_changes_no_value(signed: bool) -> None:
     current = torch.randn(6, 3, 4, 5, generator=torch.Generator().manual_seed(0))

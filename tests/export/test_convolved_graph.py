@@ -105,6 +105,16 @@ def close(found: Tensor, wanted: Tensor) -> None:
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
 
 
+def first_pair(fast: InferenceNetwork) -> tuple[Any, ConvolvedActivation]:
+    """The first activation that runs a convolution, and that convolution."""
+    graph: Any = fast.network.network
+    nodes = {str(node.target): node for node in graph.graph.nodes if node.op == "call_module"}
+    for name, part in graph.named_modules():
+        if isinstance(part, ConvolvedActivation):
+            return graph.get_submodule(nodes[name].args[0].target), part
+    raise AssertionError("there is none")
+
+
 def activations(fast: nn.Module) -> int:
     return sum(isinstance(part, ConvolvedActivation) for part in fast.modules())
 
@@ -159,6 +169,42 @@ def test_graphs_of_other_neurons_have_them_too() -> None:
 
 
 @needs_unit
+def test_names_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that were kept fit a network that was prepared where there is no unit."""
+    snn, images = made("resnet")
+    for precision in ("bfloat16", "int8"):
+        fast = to_inference(snn, precision=precision)  # type: ignore[arg-type]
+        assert activations(fast) == 4
+        with monkeypatch.context() as patch:
+            patch.setattr(native_convolved_scan, "obstacle", lambda: "none here")
+            other = to_inference(snn, precision=precision)  # type: ignore[arg-type]
+        assert activations(other) == 0
+        kept = fast.state_dict()
+        assert list(kept) == list(other.state_dict())
+        other.load_state_dict({name: 2 * value if "bias" in name else value for name, value in kept.items()})
+        fast.load_state_dict(other.state_dict())
+        close(fast(images, STEPS), other(images, STEPS))
+
+
+@needs_unit
+def test_a_convolution_that_is_added_to_itself_takes_two_kernels() -> None:
+    class Doubled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(32, 32, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            return (y + y).relu()
+
+    ann = ending(nn.Conv2d(2, 32, 3), nn.ReLU(), Doubled(), channels=32)
+    images = torch.rand(6, 2, 10, 10)
+    fast = to_inference(convert(ann, images, steps=STEPS, threshold="max", bias="none"))
+    assert activations(fast) == 0
+    assert fast(images, STEPS).shape == (STEPS, 6, 5)
+
+
+@needs_unit
 def test_a_sum_of_another_shape_takes_two_kernels() -> None:
     """One that is the same at all places of an image."""
 
@@ -184,8 +230,8 @@ def test_copies_and_what_is_written_to_run_alike() -> None:
     wanted = fast(images, STEPS)
     other = copy.deepcopy(fast)
     assert torch.equal(other(images, STEPS), wanted)
-    part = next(part for part in other.modules() if isinstance(part, ConvolvedActivation))
-    part.conv.layer.weight.mul_(2)
+    conv, part = first_pair(other)
+    conv.layer.weight.mul_(2)
     part.neuron.threshold.mul_(2)
     part.neuron.v_init.mul_(2)
     part.neuron.bias.mul_(2)
@@ -200,8 +246,10 @@ def test_hooks_see_what_they_would(part: str) -> None:
     snn, images = made("resnet")
     fast = to_inference(snn)
     wanted, seen = fast(images, STEPS), []
-    both = next(part for part in fast.modules() if isinstance(part, ConvolvedActivation))
-    handle = both.get_submodule(part).register_forward_hook(lambda _, __, output: seen.append(output))
+    conv, activation = first_pair(fast)
+    handle = {"conv": conv, "neuron": activation.neuron}[part].register_forward_hook(
+        lambda _, __, output: seen.append(output)
+    )
     close(fast(images, STEPS), wanted)
     handle.remove()
     assert torch.equal(fast(images, STEPS), wanted)

@@ -203,6 +203,16 @@ def test_what_converted_neurons_have_may_be_written_to() -> None:
 
 
 @needs_unit
+def test_one_number_for_all_channels_serves_convolutions_of_any_width() -> None:
+    x = torch.ones(1, 1, 2, 1, 1, dtype=torch.bfloat16)
+    neurons = Converted(torch.ones(1), torch.zeros(1, 1), torch.full((1,), 0.5), signed=False, binary=False)
+    scan = PreparedConvolvedConverted(False, False, ONE._replace(padding=(0, 0)))
+    for outs in (32, 512, 40):
+        sent, _ = scan(x, Filters.of(torch.ones(outs, 2, 1, 1, dtype=torch.bfloat16), None), None, neurons)
+        assert sent.flatten().tolist() == [1] * outs
+
+
+@needs_unit
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize(("count", "side", "channels"), [(1, 8, 96), (7, 32, 64), (40, 4, 256), (3, 16, 320)])
 def test_groups_of_images_and_threads_change_nothing(threads: int, count: int, side: int, channels: int) -> None:

@@ -149,6 +149,8 @@ def check_converted(
             f"state.emitted has shape {shape_of(state.emitted)} but current is {shape_of(current)}: signed neurons "
             "need their counts, and unsigned ones keep none. Pass the state that the same neurons returned."
         )
+    elif state.step < 0:
+        raise ValueError(f"state.step is {state.step}, but steps so far are at least 0. Pass the state that came back.")
     else:
         begun = state.step
     if len(bias) == 1:

@@ -19,9 +19,9 @@ def use_convolved_scans_in_graph(snn: GraphSNN) -> int:
 
         s = neuron(conv(x)),        s = neuron(conv(x) + shortcut)
 
-    A convolution that became part of an activation is its `conv`. Where one is hooked, and where a compiler or
-    gradients watch, they run one after the other, see `ranvier.export.convolved_chain`. It takes a matrix unit (AMX);
-    elsewhere nothing changes.
+    Layers keep their places and names: the activation is given the convolution, and runs it. Where one is hooked, and
+    where a compiler or gradients watch, they run one after the other, see `ranvier.export.convolved_chain`. It takes a
+    matrix unit (AMX); elsewhere nothing changes.
 
     Args:
         snn: Made ready otherwise, with lean neurons.
@@ -35,11 +35,12 @@ def use_convolved_scans_in_graph(snn: GraphSNN) -> int:
         found = _found(graph, node, uses)
         if found is None:
             continue
-        conv, site = (graph.get_submodule(str(each.target)) for each in (found.conv, node))
-        graph.set_submodule(str(node.target), ConvolvedActivation(conv, site.neuron))  # type: ignore[arg-type]
-        graph.delete_submodule(str(found.conv.target))
+        site: Any = graph.get_submodule(str(node.target))
+        graph.set_submodule(str(node.target), ConvolvedActivation(site.neuron))
+        with graph.graph.inserting_before(node):
+            conv = graph.graph.get_attr(str(found.conv.target))
         current, carry = node.args
-        node.args = (*found.conv.args, current.args[1], carry, found.joined)
+        node.args = (conv, *found.conv.args, current.args[1], carry, found.joined)
         for gone in (current, *found.sums, found.conv):
             graph.graph.erase_node(gone)
     graph.graph.lint()
@@ -80,41 +81,33 @@ def _found(graph: fx.GraphModule, node: fx.Node, uses: Counter[str]) -> _Found |
     if source.target is not operator.add or len(source.users) != 1:
         return None
     for conv, joined in (source.args, source.args[::-1]):
-        if is_convolution(conv) and isinstance(joined, fx.Node) and joined.op != "get_attr":  # constants have no time
+        # Constants have no time; and what is added to itself stands in both places.
+        if is_convolution(conv) and isinstance(joined, fx.Node) and joined.op != "get_attr" and joined is not conv:
             return _Found(conv, (source,), joined)
     return None
 
 
 class ConvolvedActivation(Activation):
-    """Neurons of a graph and the convolution before them.
-
-    Args:
-        conv: Of `can_be_one`, as is `neuron`.
-        neuron: Lean.
-    """
+    """Neurons of a graph that run the convolution before them, too."""
 
     _known: ConvolvedNeurons | None = None
 
-    def __init__(self, conv: nn.Module, neuron: nn.Module) -> None:
-        super().__init__(neuron)
-        self.conv = conv
-
     def forward(  # type: ignore[override]
-        self, x: Tensor, steps: int, carry: Carry | None = None, joined: Tensor | None = None
+        self, conv: nn.Module, x: Tensor, steps: int, carry: Carry | None = None, joined: Tensor | None = None
     ) -> Tensor:
         """Map `[T B, C, H, W]` to spikes `[T, B, O, H', W']`; neurons get `joined`, `[T B, O, H', W']`, besides."""
         x, joined = unfold_time(x, steps), None if joined is None else unfold_time(joined, steps)
-        both = None if torch.compiler.is_compiling() else self._both()
+        both = None if torch.compiler.is_compiling() else self._both(conv)
         filters = None if both is None else both.filters_for(x)
         if both is None or filters is None:
-            return super().forward(current_of(self.conv, x, joined), carry)
+            return super().forward(current_of(conv, x, joined), carry)
         return both.run(x, filters, carry, joined=joined)
 
-    def _both(self) -> ConvolvedNeurons | None:
+    def _both(self, conv: nn.Module) -> ConvolvedNeurons | None:
         known = self._known
-        if known is None or known.conv is not self.conv or known.neuron is not self.neuron:
-            fits = can_be_one(self.conv, self.neuron)  # either may have been replaced
-            known = self._known = ConvolvedNeurons(self.conv, self.neuron) if fits else None
+        if known is None or known.conv is not conv or known.neuron is not self.neuron:
+            fits = can_be_one(conv, self.neuron)  # either may have been replaced
+            known = self._known = ConvolvedNeurons(conv, self.neuron) if fits else None
         return known
 
     def __getstate__(self) -> dict[str, Any]:

@@ -315,8 +315,8 @@ class PreparedConvolvedConverted(_Prepared):
             joined: What the neurons get besides.
             return_state: Whether the state is written.
         """
-        plan, begun = self._plan(x, filters), 0 if state is None else state.step
-        threshold, shift, start = self._tables(neurons[:3], lambda: _tables_of(neurons, filters.shape[0]))
+        plan, begun, outs = self._plan(x, filters), 0 if state is None else state.step, filters.shape[0]
+        threshold, shift, start = self._tables(neurons[:3], lambda: _tables_of(neurons, outs), outs)
         before, counts = None, None
         if state is not None:
             before = _laid_out(state.v, plan.strides[1:])
