@@ -128,7 +128,7 @@ def steps_of(images: Tensor, frame_dims: tuple[int, ...], steps: int | None) -> 
             f"images have shape {list(images.shape)} ({images.ndim} dimensions), but this network takes a constant "
             f"input of {ranks} dimensions ([B, ...]) or a sequence with one more ([T, B, ...])."
         )
-    if steps is not None and (isinstance(steps, bool) or not hasattr(steps, "__index__")):
+    if isinstance(steps, bool | float | str):
         raise TypeError(f"steps is {steps!r}, a {type(steps).__name__}, but must be a whole number of time steps.")
     if steps is not None and steps < 1:
         raise ValueError(f"steps is {steps}, but a network needs at least one time step.")
