@@ -24,6 +24,18 @@ def fitted(model: models.SpikingNetwork, shape: tuple[int, ...]) -> models.Spiki
     return model.eval()
 
 
+@torch.no_grad()
+def round_weights(network: nn.Module) -> None:
+    """Four weights of 1/2 or -1/2 to each output, and no bias: sums are exact at any precision, in any order."""
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            size = (len(layer.weight), layer.weight[0].numel())
+            kept = torch.rand(size).argsort(1).argsort(1) < 4
+            layer.weight.copy_((torch.where(torch.rand(size) < 0.3, -0.5, 0.5) * kept).view_as(layer.weight))
+            if layer.bias is not None:
+                layer.bias.zero_()
+
+
 def converted(*, signed: bool = False) -> ConvertedSNN:
     """With a bias for each step, and initial potentials for each neuron of the first layer; if signed, the second layer
     sends its spikes as 1.

@@ -20,6 +20,8 @@ from ranvier.kernels import native_convolved_scan
 from ranvier.nn import IF, LIF, LIFB, PLIF, BatchNorm, TimeFolded
 from ranvier.nn.structure import Activation, Chain, NeuronFactory, Residual
 
+from .networks import round_weights
+
 needs_unit = pytest.mark.skipif(
     native_convolved_scan.obstacle() is not None, reason=str(native_convolved_scan.obstacle())
 )
@@ -53,13 +55,8 @@ def exact(
     torch.manual_seed(0)
     build, shape = NETWORKS[name]
     network = build(NEURONS[neuron]).eval()
+    round_weights(network)
     for layer in network.modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear):
-            size = (len(layer.weight), layer.weight[0].numel())
-            kept = torch.rand(size).argsort(1).argsort(1) < 4
-            layer.weight.copy_((torch.where(torch.rand(size) < 0.3, -0.5, 0.5) * kept).view_as(layer.weight))
-            if layer.bias is not None:
-                layer.bias.zero_()
         if isinstance(layer, BatchNorm):
             layer.eps = 0.0
             layer.bias.fill_(0.25)

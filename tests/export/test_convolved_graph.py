@@ -16,6 +16,8 @@ from ranvier.export.convolved_graph import ConvolvedActivation
 from ranvier.kernels import native_convolved_scan
 from ranvier.nn import LIF
 
+from .networks import round_weights
+
 needs_unit = pytest.mark.skipif(
     native_convolved_scan.obstacle() is not None, reason=str(native_convolved_scan.obstacle())
 )
@@ -76,13 +78,7 @@ def made(name: str, *, signed: bool = False, **settings: Any) -> tuple[Converted
     ann = NETWORKS[name][0]()
     images = torch.randint(-4, 5, (6, 2, 10, 10)) / 2
     snn = convert(ann, images, steps=STEPS, threshold="max", bias="none", signed=signed, **settings)
-    for layer in snn.modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear):
-            size = (len(layer.weight), layer.weight[0].numel())
-            kept = torch.rand(size).argsort(1).argsort(1) < 4
-            layer.weight.copy_((torch.where(torch.rand(size) < 0.3, -0.5, 0.5) * kept).view_as(layer.weight))
-            if layer.bias is not None:
-                layer.bias.zero_()
+    round_weights(snn)
     for neuron in snn.neurons.values():
         neuron.threshold.fill_(2.0 ** -int(torch.randint(0, 2, ())))  # one, so that 8 bits hold the weights
         neuron.bias = torch.randint(-2, 3, (STEPS, neuron.bias.shape[1])) / 16
