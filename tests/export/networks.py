@@ -36,6 +36,28 @@ def round_weights(network: nn.Module) -> None:
                 layer.bias.zero_()
 
 
+def close(found: Tensor, wanted: Tensor) -> None:
+    """But for the readout, which adds up in another order."""
+    assert wanted.std() > 0.05
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
+
+
+def check_streamed_and_apart(fast: nn.Module, apart: nn.Module, images: Tensor) -> None:
+    """One step at a time gives the logits of one call; with two kernels for each pair all states are the same."""
+    state, logits = None, []
+    for _ in range(STEPS):
+        step, state = fast(images, 1, state=state, return_state=True)
+        logits.append(step)
+    close(torch.cat(logits), fast(images, STEPS))
+    _, states = fast(images, STEPS, return_state=True)
+    _, wanted = apart(images, STEPS, return_state=True)
+    assert len(states) == len(wanted) > 0
+    for one, other in zip(states, wanted, strict=True):
+        for name, value in one._asdict().items():
+            expected = getattr(other, name)
+            assert torch.equal(value, expected) if isinstance(value, Tensor) else value == expected, name
+
+
 def converted(*, signed: bool = False) -> ConvertedSNN:
     """With a bias for each step, and initial potentials for each neuron of the first layer; if signed, the second layer
     sends its spikes as 1.

@@ -20,7 +20,7 @@ from ranvier.kernels import native_convolved_scan
 from ranvier.nn import IF, LIF, LIFB, PLIF, BatchNorm, TimeFolded
 from ranvier.nn.structure import Activation, Chain, NeuronFactory, Residual
 
-from .networks import round_weights
+from .networks import check_streamed_and_apart, close, round_weights
 
 needs_unit = pytest.mark.skipif(
     native_convolved_scan.obstacle() is not None, reason=str(native_convolved_scan.obstacle())
@@ -73,12 +73,6 @@ def apart(fast: InferenceNetwork) -> InferenceNetwork:
     return fast
 
 
-def close(found: Tensor, wanted: Tensor) -> None:
-    """But for the readout, which adds up in another order."""
-    assert wanted.std() > 0.05
-    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
-
-
 def chains(fast: nn.Module) -> int:
     return sum(type(chain) is ConvolvedChain for chain in fast.modules())
 
@@ -93,14 +87,7 @@ def test_the_network_computes_what_it_did(name: str, neuron: str, precision: str
     network, fast, images = exact(name, neuron, precision)
     assert chains(fast) > 0
     close(fast(images, STEPS), network(images, STEPS))
-    state, logits = None, []
-    for _ in range(STEPS):
-        step, state = fast(images, 1, state=state, return_state=True)
-        logits.append(step)
-    close(torch.cat(logits), fast(images, STEPS))
-    _, states = apart(fast)(images, STEPS, return_state=True)
-    for one, other in zip(fast(images, STEPS, return_state=True)[1], states, strict=True):
-        assert torch.equal(one.v, other.v)
+    check_streamed_and_apart(fast, apart(fast), images)
 
 
 @needs_unit
@@ -139,7 +126,7 @@ def test_names_stay_and_weights_may_be_written_to() -> None:
 def test_copies_run_alike() -> None:
     _, fast, images = exact("vgg", precision="int8")
     wanted = fast(images, STEPS)
-    for other in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
+    for other in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):  # bytes made right here
         assert chains(other) == chains(fast)
         assert torch.equal(other(images, STEPS), wanted)
 
@@ -238,7 +225,7 @@ def test_modules_may_be_replaced(part: str) -> None:
 
 @needs_unit
 def test_an_unpickled_network_asks_for_the_unit(tmp_path: Path) -> None:
-    """Nothing before its first pair does, in a process of its own."""
+    """Nothing before its first pair does, in a process of its own, which reads what is written right here."""
     torch.manual_seed(0)
     conv = TimeFolded(nn.Conv2d(32, 32, 3, padding=1, bias=False))
     body = Chain(conv, Activation(LIF()), TimeFolded(nn.Flatten(1)))

@@ -16,7 +16,7 @@ from ranvier.export.convolved_graph import ConvolvedActivation
 from ranvier.kernels import native_convolved_scan
 from ranvier.nn import LIF
 
-from .networks import round_weights
+from .networks import check_streamed_and_apart, close, round_weights
 
 needs_unit = pytest.mark.skipif(
     native_convolved_scan.obstacle() is not None, reason=str(native_convolved_scan.obstacle())
@@ -95,12 +95,6 @@ def apart(fast: InferenceNetwork) -> InferenceNetwork:
     return fast
 
 
-def close(found: Tensor, wanted: Tensor) -> None:
-    """But for the readout, which adds up in another order."""
-    assert wanted.std() > 0.02
-    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
-
-
 def first_pair(fast: InferenceNetwork) -> tuple[Any, ConvolvedActivation]:
     """The first activation that runs a convolution, and that convolution."""
     graph: Any = fast.network.network
@@ -123,16 +117,7 @@ def test_the_network_computes_what_it_did(name: str, precision: Any, signed: boo
     fast = to_inference(snn, precision=precision)
     assert activations(fast) == NETWORKS[name][1]
     close(fast(images, STEPS), snn(images, STEPS))
-    state, logits = None, []
-    for _ in range(STEPS):
-        step, state = fast(images, 1, state=state, return_state=True)
-        logits.append(step)
-    close(torch.cat(logits), fast(images, STEPS))
-    _, states = apart(fast)(images, STEPS, return_state=True)
-    for one, other in zip(fast(images, STEPS, return_state=True)[1], states, strict=True):
-        assert torch.equal(one.v, other.v)
-        assert torch.equal(one.emitted, other.emitted)
-        assert one.step == other.step == STEPS
+    check_streamed_and_apart(fast, apart(fast), images)
     assert list(fast.network.sites) == list(snn.sites)  # type: ignore[union-attr]
 
 

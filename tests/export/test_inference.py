@@ -466,7 +466,7 @@ def test_copies_and_pickles_after_a_call() -> None:
     expected = fast(images, STEPS)
     assert torch.equal(copy.deepcopy(fast)(images, STEPS), expected)
     sent = pickle.dumps(fast)  # as to another process; nothing is read from a file
-    assert torch.equal(pickle.loads(sent)(images, STEPS), expected)
+    assert torch.equal(pickle.loads(sent)(images, STEPS), expected)  # bytes made right here
     assert torch.equal(fast(images, STEPS), expected)
 
 

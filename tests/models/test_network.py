@@ -175,8 +175,6 @@ def logits_and_gradients(model: nn.Module, images: Tensor) -> list[Tensor]:
 @every_network
 @pytest.mark.usefixtures("fresh_compiler")
 def test_compiles_without_graph_break(name: str) -> None:
-    if name == "sew_resnet34":
-        pytest.skip("takes twice as long to compile as sew_resnet18, of whose blocks it has more")
     network, images = build(name)
     network.train()
     compiled = torch.compile(network, fullgraph=True, backend="aot_eager")

@@ -14,7 +14,7 @@ from ranvier.nn.hooks import is_hooked
 from ranvier.nn.structure import Activation
 
 
-def use_convolved_scans_in_graph(snn: GraphSNN) -> int:
+def use_convolved_scans_in_graph(snn: GraphSNN) -> None:
     """Let neurons of a graph and the convolution that they alone read be one kernel, in place.
 
         s = neuron(conv(x)),        s = neuron(conv(x) + shortcut)
@@ -25,9 +25,6 @@ def use_convolved_scans_in_graph(snn: GraphSNN) -> int:
 
     Args:
         snn: Made ready otherwise, with lean neurons.
-
-    Returns:
-        How many neurons have a convolution now.
     """
     graph = snn.network
     uses = Counter(str(node.target) for node in graph.graph.nodes if node.op == "call_module")
@@ -45,7 +42,6 @@ def use_convolved_scans_in_graph(snn: GraphSNN) -> int:
             graph.graph.erase_node(gone)
     graph.graph.lint()
     graph.recompile()
-    return sum(isinstance(part, ConvolvedActivation) for part in graph.modules())
 
 
 class _Found(NamedTuple):
