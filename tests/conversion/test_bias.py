@@ -337,7 +337,7 @@ def test_one_calibration_serves_all_fewer_steps_with_percentiles() -> None:
     """Those thresholds are no round numbers: float64 keeps spikes where they are. Biases are kept in float32: 1e-6."""
     ann = mlp(8, 12, 8, 3).double()
     x = torch.rand(200, 8).double()
-    settings = Settings(rounds=(4,), batch_size=40, percentile=99.0)
+    settings = Settings(rounds=(4,), step_sizes=(0.4,), batch_size=40, percentile=99.0)
     found = {
         steps: convert(ann, x, steps=steps, threshold="percentile", bias="ftbc", settings=settings) for steps in (3, 8)
     }

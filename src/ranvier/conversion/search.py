@@ -50,8 +50,8 @@ class Settings:
     """How neurons go on while FTBC corrects them."""
     rounds: tuple[int, ...] = (0, 1, 2, 3, 5, 10)
     """Numbers of FTBC rounds to choose among; a round corrects every layer once, from one batch."""
-    step_sizes: tuple[float, ...] = (0.4,)
-    """FTBC step sizes to choose among."""
+    step_sizes: tuple[float, ...] = (0.4, 1.0)
+    """FTBC step sizes to choose among: short steps suit thresholds that are good already, long ones deep networks."""
     batch_size: int = 200
     """Images per batch; batches to choose on are smaller where that is faster."""
     held_out: float = 0.4
@@ -263,7 +263,7 @@ class Search:
                 if goal == 0 and self._has_uncorrected(kind):
                     continue
                 while done < goal:
-                    self.bar.show(f"threshold {kind}, ftbc round {done + 1} of {rounds[-1]}")
+                    self.bar.show(f"threshold {kind}, ftbc of {step_size:g}, round {done + 1} of {rounds[-1]}")
                     with self.clock("biases"):
                         images = self.images.fitting[done % len(self.images.fitting)]
                         ftbc(self.ann, snn, images, self.steps, step_size=step_size, variant=settings.variant)
