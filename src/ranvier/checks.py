@@ -12,8 +12,15 @@ def shape_of(tensor: Tensor) -> str:
     return str(list(tensor.shape))
 
 
+def check_number(name: str, value: object) -> None:
+    """Raise where `value` is text, as from a file or a command line, or None."""
+    if value is None or isinstance(value, str):
+        raise TypeError(f"{name} is {value!r}, but must be a number.")
+
+
 def check_positive(name: str, value: float) -> None:
     """Raise unless `value` is greater than zero."""
+    check_number(name, value)
     if not value > 0:
         raise ValueError(f"{name} is {value}, but must be greater than 0.")
 
@@ -49,8 +56,7 @@ def check_sequence(name: str, tensor: Tensor) -> None:
     """Raise unless `tensor` is a time-first sequence `[T, B, ...]` with at least one step."""
     if not isinstance(tensor, Tensor):
         raise TypeError(
-            f"{name} is a {type(tensor).__name__}, but must be a torch.Tensor [T, B, ...]. "
-            "(To give a model its neuron pass the class, neuron=LIF, or a function of the channel count; no instance.)"
+            f"{name} is a {type(tensor).__name__}, but must be a torch.Tensor [T, B, ...]; torch.as_tensor makes one."
         )
     if tensor.ndim < 2:
         raise ValueError(

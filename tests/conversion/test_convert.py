@@ -286,7 +286,9 @@ def test_weights_are_fitted_where_the_correction_is_chosen(bias: Any, refit: boo
 def test_a_trial_stays_what_was_measured(variant: Any) -> None:
     """Neither what is fitted further, starting from it, nor what is done to a network built from it changes it."""
     x = torch.randn(100, 6)
-    search = Search(mlp(), x, steps=2, settings=Settings(rounds=(2,), batch_size=20, variant=variant))
+    search = Search(
+        mlp(), x, steps=2, settings=Settings(rounds=(2,), step_sizes=(0.4,), batch_size=20, variant=variant)
+    )
     search.try_all(("max",), ("ftbc",))
     (first,) = search.trials
     before = search.rebuild(first)(x, 2)
@@ -334,7 +336,7 @@ def test_a_search_by_hand() -> None:
     search = Search(mlp(), x, steps=4)
     search.try_all(("max", "mmse"), ("none", "ftbc"))
     shapes = [search.rebuild(trial)(x, 4).shape for trial in search.trials]
-    assert len(shapes) == 2 * 6
+    assert len(shapes) == 2 * (1 + 5 * 2)  # none, which is no rounds, too; rounds of two step sizes
     assert set(shapes) == {(4, 60, 4)}
     with pytest.raises(ValueError, match="bias is 'gradient'"):
         search.try_all(("max",), ("gradient",))  # type: ignore[arg-type]
@@ -606,7 +608,7 @@ def test_a_network_of_ranvier(activation: Any) -> None:
     snn = convert(ann, x, steps=2, threshold="auto", settings=Settings(rounds=(0, 2), batch_size=20))
     report = report_of(snn)
     assert len(report.layers) == 19
-    assert len(report.candidates) == 6
+    assert len(report.candidates) == 3 * (1 + 2)
     errors, _ = measured(
         snn, lambda x: ann.eval()(x, steps=1)[0], torch.cat(parts(x, Settings(batch_size=20)).choosing)
     )

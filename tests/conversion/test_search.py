@@ -50,7 +50,7 @@ def test_every_trial_can_be_built_again_with_what_it_scored() -> None:
     search = Search(ann(), IMAGES, steps=3, settings=Settings(rounds=(1, 4)))
     search.try_all(("max", "mmse"), ("none", "light", "potential", "ftbc"))
     search.try_refit()
-    assert len(search.trials) == 2 * 5 + 2
+    assert len(search.trials) == 2 * (3 + 2 * 2) + 2
     for trial in search.trials:
         errors, hits, far = search.measure(search.rebuild(trial))
         assert errors == trial.logit_error

@@ -223,6 +223,20 @@ def test_wrong_image_size(name: str) -> None:
         network(torch.zeros(BATCH, 3, size, size + 1), steps=1)
 
 
+@every_network
+def test_wrong_channels(name: str) -> None:
+    network, images = build(name, LIF)
+    wanted = rf"{images[0].numel()}\. Resize" if name == "mlp" else r"3\. Convert them, or build it with in_channels=2"
+    with pytest.raises(ValueError, match=rf"(images|inputs) have shape .* this network was built for {wanted}"):
+        network(images[:, :2], steps=1)
+
+
+def test_a_first_layer_that_was_exchanged() -> None:
+    network, images = build("vgg", LIF)
+    network.set_submodule("encoder.0.0", nn.Conv2d(2, 4, 3, padding=1, dtype=torch.float64))
+    assert network(images[:, :2], steps=1).shape == (1, BATCH, 10)
+
+
 @pytest.mark.parametrize("name", ["resnet19", "resnet20", "sew_resnet18"])
 def test_global_pooling_takes_any_image_size(name: str) -> None:
     network, images = build(name, LIF)

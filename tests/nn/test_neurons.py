@@ -271,6 +271,14 @@ def test_bad_parameters_raise_when_built(neuron: type[nn.Module], given: dict[st
         neuron(CHANNELS, **given)
 
 
+@pytest.mark.parametrize("neuron", [LIF, PLIF, LIFB])
+@pytest.mark.parametrize("value", ["2", None])
+def test_parameters_that_are_no_numbers(neuron: type[nn.Module], value: object) -> None:
+    for name in ("tau", "v_threshold"):
+        with pytest.raises(TypeError, match=rf"{name} is {value!r}, but must be a number"):
+            neuron(CHANNELS, **{name: value})
+
+
 @every_neuron
 def test_copies_and_state_dicts(neuron: type[nn.Module]) -> None:
     module = neuron(CHANNELS)

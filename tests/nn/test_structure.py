@@ -1,6 +1,7 @@
 """Blocks: layers in order, states handed on, branches added or put side by side."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ranvier.nn import IF, LIF, LIFB, BatchNorm, Carry, TimeFolded
-from ranvier.nn.structure import Activation, Block, Chain, Concat, Residual, conv_norm, linear
+from ranvier.nn.structure import Activation, Block, Chain, Concat, Residual, activation, conv_norm, linear
 
 
 def random_current() -> Tensor:
@@ -153,9 +154,17 @@ def test_activation_takes_any_activation() -> None:
 def test_activation_mends_what_a_channel_count_did_to_relu() -> None:
     for kind in (nn.ReLU, nn.ReLU6):
         x = torch.tensor([[[-1.0, 2.0]]])
-        assert Activation(kind(32))(x).tolist() == [[[0.0, 2.0]]]  # type: ignore[arg-type]
+        assert activation(kind, 32)(x).tolist() == [[[0.0, 2.0]]]  # type: ignore[arg-type]
         assert x.tolist() == [[[-1.0, 2.0]]]
-    assert Activation(nn.ReLU(inplace=True)).neuron.inplace
+    assert activation(lambda channels: nn.ReLU(inplace=True), 32).neuron.inplace
+
+
+@pytest.mark.parametrize(
+    ("neuron", "came"), [("lif", "'lif'"), (LIF(), r"LIF\("), (lambda channels: channels, "which made a int")]
+)
+def test_what_builds_no_neuron(neuron: Any, came: str) -> None:
+    with pytest.raises(TypeError, match=rf"neuron is .*{came}.* must make a module .* neuron=LIF, or a function"):
+        activation(neuron, 4)
 
 
 def test_empty_chain_is_the_identity() -> None:

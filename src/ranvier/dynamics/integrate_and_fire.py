@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ranvier.checks import check_positive
+from ranvier.checks import check_number, check_positive
 from ranvier.dynamics.reset import Reset, check_reset, reset
 from ranvier.dynamics.scan import NeuronState, scan
 from ranvier.dynamics.surrogate import Surrogate, Triangle, spike
@@ -45,6 +45,7 @@ class LIFParams(Firing):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_number("tau", self.tau)
         if not self.tau >= 1:
             raise ValueError(
                 f"tau is {self.tau} steps, but must be at least 1: below that the Euler step overshoots its target. "

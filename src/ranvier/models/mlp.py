@@ -8,7 +8,7 @@ from torch import nn
 
 from ranvier.models.network import Network
 from ranvier.nn import LIF, Readout, TimeFolded
-from ranvier.nn.structure import Activation, Chain, NeuronFactory, linear
+from ranvier.nn.structure import Chain, NeuronFactory, activation, linear
 
 
 def mlp(sizes: Sequence[int], *, neuron: NeuronFactory = LIF) -> Network:
@@ -32,8 +32,8 @@ def mlp(sizes: Sequence[int], *, neuron: NeuronFactory = LIF) -> Network:
         )
     first, *hidden, num_classes = sizes
     widths = list(hidden)
-    layers: list[nn.Module] = [Activation(neuron(widths[0]))]
+    layers: list[nn.Module] = [activation(neuron, widths[0])]
     for narrow, wide in pairwise(widths):
-        layers += [TimeFolded(linear(narrow, wide)), Activation(neuron(wide))]
+        layers += [TimeFolded(linear(narrow, wide)), activation(neuron, wide)]
     encoder = TimeFolded(nn.Flatten(1), linear(first, widths[0], scale=math.sqrt(2)))
     return Network(encoder, Chain(*layers), Readout(widths[-1], num_classes), frame_dims=(2, 4))

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any, Literal, overload
 
+import torch
 from torch import Tensor, nn
 
 from ranvier.checks import shape_of
@@ -70,8 +71,8 @@ class SpikingNetwork(nn.Module, ABC):
             Logits `[T, B, K]`; with `return_state` also the state of every neuron, in the order in which they run.
 
         Raises:
-            ValueError: Wrong rank or image size, missing or zero steps, more steps than converted neurons have biases
-                for, or a state of another network or batch size.
+            ValueError: Wrong rank, channels or image size, missing or zero steps, more steps than converted neurons
+                have biases for, or a state of another network or batch size.
         """
         x, steps = steps_of(images, self.frame_dims, steps)
         if self.image_size is not None:
@@ -127,7 +128,30 @@ class Network(SpikingNetwork):
 
     def run(self, x: Tensor, steps: int, carry: Carry | None) -> Tensor:
         """Encoder, body and readout."""
+        if not torch.compiler.is_compiling():
+            self._check_channels(x)
         current = self.encoder(x)
         if len(x) != steps:
             current = repeat(current, steps)
         return self.readout(self.body(current, carry))
+
+    def _check_channels(self, x: Tensor) -> None:
+        """Raise where the first layer is of other channels, or features, than the images are.
+
+        Looked up anew in each call: the layer may have been exchanged for one that suits.
+        """
+        leaves = (module for module in self.encoder.modules() if not module._modules)
+        first = next(leaves, None)
+        flat = isinstance(first, nn.Flatten)
+        if flat:
+            first = next(leaves, None)
+        if isinstance(first, nn.Conv2d) and not flat and x.shape[2] != first.in_channels:
+            raise ValueError(
+                f"images have shape {shape_of(x[0])}, {x.shape[2]} channels, but this network was built for "
+                f"{first.in_channels}. Convert them, or build it with in_channels={x.shape[2]}."
+            )
+        if isinstance(first, nn.Linear) and flat and x[0, 0].numel() != first.in_features:
+            raise ValueError(
+                f"inputs have shape {shape_of(x[0])}, {x[0, 0].numel()} values each, but this network was built for "
+                f"{first.in_features}. Resize them, or build it for as many."
+            )

@@ -10,7 +10,7 @@ from ranvier.checks import check_positive
 from ranvier.models.network import Network
 from ranvier.nn import LIF, BatchNorm, Readout, TimeFolded
 from ranvier.nn.normalization import Statistics
-from ranvier.nn.structure import Activation, Chain, NeuronFactory, Residual, conv_norm, linear
+from ranvier.nn.structure import Chain, NeuronFactory, Residual, activation, conv_norm, linear
 
 
 class BlockShape(NamedTuple):
@@ -73,12 +73,12 @@ def resnet9(
 
     def layer(inputs: int, outputs: int, *, pool: bool) -> list[nn.Module]:
         pooling = [TimeFolded(nn.MaxPool2d(2))] if pool else []
-        return [conv_norm(inputs, outputs, statistics=statistics), *pooling, Activation(neuron(outputs))]
+        return [conv_norm(inputs, outputs, statistics=statistics), *pooling, activation(neuron, outputs)]
 
     def block(width: int) -> Residual:
         return Residual(Chain(*layer(width, width, pool=False), *layer(width, width, pool=False)), Chain())
 
-    layers: list[nn.Module] = [Activation(neuron(64)), *layer(64, 128, pool=True), block(128)]
+    layers: list[nn.Module] = [activation(neuron, 64), *layer(64, 128, pool=True), block(128)]
     layers += [*layer(128, 256, pool=True), *layer(256, 512, pool=True), block(512)]
     layers.append(TimeFolded(nn.AdaptiveAvgPool2d(1)))
     return Network(conv_norm(in_channels, 64, statistics=statistics), Chain(*layers), Readout(512, num_classes))
@@ -118,7 +118,7 @@ def resnet19(
     """
     check_positive("v_threshold", v_threshold)
     summand = sqrt(0.5) * v_threshold
-    layers: list[nn.Module] = [Activation(neuron(128))]
+    layers: list[nn.Module] = [activation(neuron, 128)]
     for shape in block_shapes(128, widths=(128, 256, 512), depths=(3, 3, 2)):
         shortcut = _shortcut(shape, statistics, summand)
         if shape.first and not shape.changes:
@@ -126,7 +126,7 @@ def resnet19(
         layers.append(_block(shape, shortcut, neuron, statistics, gain=v_threshold, summand_gain=summand))
     layers += [
         TimeFolded(nn.AdaptiveAvgPool2d(1), nn.Flatten(1), linear(512, 256)),
-        Activation(neuron(256)),
+        activation(neuron, 256),
     ]
     encoder = conv_norm(in_channels, 128, statistics=statistics, gain=summand)
     return Network(encoder, Chain(*layers), Readout(256, num_classes))
@@ -161,7 +161,7 @@ def resnet20(
     >>> resnet20()(torch.zeros(2, 3, 8, 8), steps=4).shape
     torch.Size([4, 2, 10])
     """
-    layers: list[nn.Module] = [Activation(neuron(16))]
+    layers: list[nn.Module] = [activation(neuron, 16)]
     layers += [
         _block(shape, _shortcut(shape, statistics), neuron, statistics)
         for shape in block_shapes(16, widths=(16, 32, 64), depths=(3, 3, 3))
@@ -193,7 +193,7 @@ def _block(
     width = shape.out_channels
     branch = Chain(
         conv_norm(shape.in_channels, width, stride=shape.stride, statistics=statistics, gain=gain),
-        Activation(neuron(width)),
+        activation(neuron, width),
         conv_norm(width, width, statistics=statistics, gain=summand_gain),
     )
-    return Chain(Residual(branch, shortcut), Activation(neuron(width)))
+    return Chain(Residual(branch, shortcut), activation(neuron, width))

@@ -10,7 +10,7 @@ from ranvier.models.network import Network
 from ranvier.models.resnet import BlockShape, block_shapes
 from ranvier.nn import LIF, Readout, TimeFolded
 from ranvier.nn.normalization import Statistics
-from ranvier.nn.structure import Activation, Chain, NeuronFactory, Residual, conv_norm
+from ranvier.nn.structure import Chain, NeuronFactory, Residual, activation, conv_norm
 
 Stem = Literal["cifar", "imagenet"]
 """`cifar`: a 3x3 convolution that keeps the image size; `imagenet`: 7x7 and max-pooling, which quarter it."""
@@ -81,7 +81,7 @@ def _sew_resnet(
     stem: Stem,
     statistics: Statistics,
 ) -> Network:
-    layers: list[nn.Module] = [Activation(neuron(64))]
+    layers: list[nn.Module] = [activation(neuron, 64)]
     layers += [_block(shape, neuron, statistics) for shape in block_shapes(64, (64, 128, 256, 512), depths)]
     layers.append(TimeFolded(nn.AdaptiveAvgPool2d(1)))
     return Network(_encoder(in_channels, stem, statistics), Chain(*layers), Readout(512, num_classes))
@@ -100,12 +100,12 @@ def _block(shape: BlockShape, neuron: NeuronFactory, statistics: Statistics) -> 
     channels, width = shape.in_channels, shape.out_channels
     branch = Chain(
         conv_norm(channels, width, stride=shape.stride, statistics=statistics),
-        Activation(neuron(width)),
+        activation(neuron, width),
         conv_norm(width, width, statistics=statistics),
-        Activation(neuron(width)),
+        activation(neuron, width),
     )
     shortcut = Chain()
     if shape.changes:
         project = conv_norm(channels, width, kernel_size=1, stride=shape.stride, statistics=statistics)
-        shortcut = Chain(project, Activation(neuron(width)))
+        shortcut = Chain(project, activation(neuron, width))
     return Residual(branch, shortcut)

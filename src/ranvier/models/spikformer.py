@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ranvier.models.network import Network
 from ranvier.nn import LIF, BatchNorm, Carry, Readout, TimeFolded
 from ranvier.nn.normalization import Statistics
-from ranvier.nn.structure import Activation, Block, Chain, NeuronFactory, Residual, conv_norm
+from ranvier.nn.structure import Block, Chain, NeuronFactory, Residual, activation, conv_norm
 
 PATCH_SIZES = (1, 2, 4, 8, 16)
 """Pixels along one side of a token; each halving takes one of the four stages of the patch splitting."""
@@ -101,10 +101,10 @@ def _patch_splitting(dim: int, patch_size: int, neuron: NeuronFactory, statistic
     for stage, width in enumerate(widths):
         if stage > 0:
             layers.append(conv_norm(widths[stage - 1], width, statistics=statistics))
-        layers.append(Activation(neuron(width)))
+        layers.append(activation(neuron, width))
         if stage >= unpooled:
             layers.append(TimeFolded(nn.MaxPool2d(3, stride=2, padding=1)))
-    position = Chain(conv_norm(dim, dim, statistics=statistics), Activation(neuron(dim)))
+    position = Chain(conv_norm(dim, dim, statistics=statistics), activation(neuron, dim))
     return [*layers, Residual(position, Chain()), TimeFolded(nn.Flatten(2))]
 
 
@@ -112,9 +112,9 @@ def _perceptron(dim: int, hidden: int, neuron: NeuronFactory, statistics: Statis
     """Two linear layers, each with its neuron, on every token of `[T, B, D, N]`."""
     return Chain(
         _linear_norm(dim, hidden, statistics),
-        Activation(neuron(hidden)),
+        activation(neuron, hidden),
         _linear_norm(hidden, dim, statistics),
-        Activation(neuron(dim)),
+        activation(neuron, dim),
     )
 
 
@@ -144,10 +144,10 @@ class SelfAttention(Block):
     ) -> None:
         super().__init__()
         self.heads = heads
-        self.split = Chain(_linear_norm(dim, 3 * dim, statistics, bias=False), Activation(neuron(3 * dim)))
+        self.split = Chain(_linear_norm(dim, 3 * dim, statistics, bias=False), activation(neuron, 3 * dim))
         self.attend = AttentionProduct(scale)
-        self.fire = Activation(attention_neuron(dim))
-        self.merge = Chain(_linear_norm(dim, dim, statistics), Activation(neuron(dim)))
+        self.fire = activation(attention_neuron, dim)
+        self.merge = Chain(_linear_norm(dim, dim, statistics), activation(neuron, dim))
 
     def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
         """Let every token of `[T, B, D, N]` gather from all tokens of its time step."""

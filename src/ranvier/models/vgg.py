@@ -8,7 +8,7 @@ from torch import nn
 from ranvier.models.network import Network
 from ranvier.nn import LIF, Readout, TimeFolded
 from ranvier.nn.normalization import Statistics
-from ranvier.nn.structure import Activation, Chain, NeuronFactory, conv_norm, linear
+from ranvier.nn.structure import Chain, NeuronFactory, activation, conv_norm, linear
 
 Layout = Sequence[int | Literal["A"]]
 """Channels of a 3x3 convolution with normalisation and neuron, or `"A"` for 2x2 average pooling."""
@@ -64,7 +64,7 @@ def vgg(
     first, *rest = layout
     channels = int(first)
     encoder = conv_norm(in_channels, channels, statistics=statistics, gain=gain)
-    layers: list[nn.Module] = [Activation(neuron(channels))]
+    layers: list[nn.Module] = [activation(neuron, channels)]
     for entry in rest:
         if entry == "A":
             layers.append(TimeFolded(nn.AvgPool2d(2)))
@@ -72,13 +72,13 @@ def vgg(
             width = int(entry)
             layers += [
                 conv_norm(channels, width, statistics=statistics, gain=gain),
-                Activation(neuron(width)),
+                activation(neuron, width),
             ]
             channels = width
     features = channels * side * side
     layers.append(TimeFolded(nn.Flatten(1)))
     for width in hidden:
-        layers += [TimeFolded(linear(features, width)), Activation(neuron(width))]
+        layers += [TimeFolded(linear(features, width)), activation(neuron, width)]
         features = width
     return Network(encoder, Chain(*layers), Readout(features, num_classes), image_size=image_size)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ranvier import kernels
-from ranvier.checks import check_channels, check_choice
+from ranvier.checks import check_channels, check_choice, check_number
 from ranvier.dynamics import (
     AffineParams,
     IFParams,
@@ -181,6 +181,7 @@ class PLIF(Neuron):
         implementation: Implementation = "auto",
     ) -> None:
         super().__init__(implementation, num_channels)
+        check_number("tau", tau)
         if not tau > 1:
             raise ValueError(f"tau is {tau}, but a learned time constant must start above 1 step; the default is 2.")
         self.params = PLIFParams(v_threshold, reset, detach_reset, surrogate or Triangle())
