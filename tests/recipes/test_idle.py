@@ -1,6 +1,7 @@
 """Settings without effect are told when a run begins, once, and nowhere else."""
 
 import json
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from ranvier.conversion import Settings
 from ranvier.recipes import (
     AnnRecipe,
     EventRecipe,
@@ -28,7 +30,7 @@ from ranvier.recipes import (
     simulated_digits_dvs,
 )
 from ranvier.recipes.catalogue import ANN_RECIPES, RECIPES
-from ranvier.recipes.idle import warn_of_idle_settings
+from ranvier.recipes.idle import warn_of_idle_conversion_settings, warn_of_idle_settings
 from ranvier.recipes.recipe import read_recipe
 from ranvier.training import DirectLoss
 
@@ -115,6 +117,31 @@ def test_finetuning() -> None:
         "surrogate_width=0.5 has no effect with method proxy.",
     ]
     assert told(FinetuneRecipe(start="a").override(tet_weight=0.1)) == ["tet_weight=0.1 has no effect with method etc."]
+
+
+@pytest.mark.parametrize(
+    ("settings", "threshold", "bias", "message"),
+    [
+        ({"percentile": 99.0}, "max", "ftbc", "percentile=99.0 has no effect with threshold max."),
+        ({"mmse_shift": 0.0}, "percentile", "ftbc", "mmse_shift=0.0 has no effect with threshold percentile."),
+        ({"per_channel": False}, "qcfs", "ftbc", "per_channel=False has no effect with threshold qcfs."),
+        ({"rounds": (3,)}, "max", "light", "rounds=(3,) has no effect with bias light."),
+        ({"step_sizes": (0.2,)}, "max", "none", "step_sizes=(0.2,) has no effect with bias none."),
+        ({"variant": "V3"}, "max", "potential", "variant=V3 has no effect with bias potential."),
+    ],
+)
+def test_fine_print_of_a_conversion(settings: dict[str, Any], threshold: str, bias: str, message: str) -> None:
+    with pytest.warns(UserWarning, match=f"^{re.escape(message)}$"):
+        warn_of_idle_conversion_settings(Settings(**settings), 4, threshold, bias, signed=True)
+    (name,) = settings
+    user = {"percentile": "percentile", "mmse_shift": "mmse"}.get(name, "max")
+    for of_threshold, of_bias in ((user, "ftbc"), ("auto", "auto")):
+        warn_of_idle_conversion_settings(Settings(**settings), 4, of_threshold, of_bias, signed=False)
+
+
+def test_signed_spikes_of_one_step() -> None:
+    with pytest.warns(UserWarning, match="signed=True has no effect with steps=1"):
+        warn_of_idle_conversion_settings(Settings(), 1, "mmse", "ftbc", signed=True)
 
 
 def test_recipes_are_told_apart_by_kind_and_name() -> None:

@@ -24,6 +24,7 @@ from ranvier.data import Batches, ImageSplits, evaluation_batch_size
 from ranvier.evaluation import AccuracyByStep, accuracy_by_step
 from ranvier.kernels.full_float32 import full_float32
 from ranvier.models import Network
+from ranvier.recipes.idle import warn_of_idle_conversion_settings
 from ranvier.recipes.recipe import TrainingRecipe
 from ranvier.recipes.trained import MODEL, RESULTS, InputFormat, load_data, load_trained
 from ranvier.training import channels_last, lay_out
@@ -139,6 +140,7 @@ def convert(
     if test_images is not None:
         check_count("--test-images", test_images)
     provenance.check_device(device)
+    warn_of_idle_conversion_settings(settings or Settings(), steps, threshold, bias, signed)
     source = _load_ann(ann, weights, data, image_size, mean, std)
     splits = source.splits
     normalization = source.form.normalization

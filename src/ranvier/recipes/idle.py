@@ -4,6 +4,7 @@ import functools
 import warnings
 from collections.abc import Iterator
 
+from ranvier.conversion import Settings
 from ranvier.recipes.catalogue import ANN_RECIPES, RECIPES
 from ranvier.recipes.network import GAINED, ProxySettings
 from ranvier.recipes.recipe import (
@@ -48,6 +49,32 @@ def warn_of_idle_settings(recipe: AnyRecipe) -> None:
             warnings.warn(
                 f"the settings of proxy learning have no effect with method {recipe.loss.method}.", stacklevel=3
             )
+
+
+def warn_of_idle_conversion_settings(settings: Settings, steps: int, threshold: str, bias: str, signed: bool) -> None:
+    """Warn of all fine print that was changed though nothing in this conversion uses it.
+
+    >>> with warnings.catch_warnings(record=True) as told:
+    ...     warnings.simplefilter("always")
+    ...     warn_of_idle_conversion_settings(Settings(percentile=99.0), 4, "mmse", "ftbc", False)
+    >>> str(told[0].message)
+    'percentile=99.0 has no effect with threshold mmse.'
+    """
+    usual = Settings()
+    users: dict[str, tuple[str, str, tuple[str, ...]]] = {
+        "percentile": ("threshold", threshold, ("percentile", "auto")),
+        "mmse_shift": ("threshold", threshold, ("mmse", "auto")),
+        "per_channel": ("threshold", threshold, ("max", "percentile", "mmse", "balance", "auto")),
+        "variant": ("bias", bias, ("ftbc", "auto")),
+        "rounds": ("bias", bias, ("ftbc", "auto")),
+        "step_sizes": ("bias", bias, ("ftbc", "auto")),
+    }
+    for name, (kind, chosen, all_users) in users.items():
+        value = getattr(settings, name)
+        if chosen not in all_users and value != getattr(usual, name):
+            warnings.warn(f"{name}={value} has no effect with {kind} {chosen}.", stacklevel=3)
+    if signed and steps == 1:
+        warnings.warn("signed=True has no effect with steps=1: a neuron takes back only what it sent.", stacklevel=3)
 
 
 @functools.cache
