@@ -98,6 +98,8 @@ def convert(
     signed: bool = False,
     refit: bool = False,
     keep_weights: bool = False,
+    leaky: bool = False,
+    plain_mean: bool = False,
     images: int = 2600,
     test_images: int | None = None,
     image_size: int | None = None,
@@ -125,11 +127,13 @@ def convert(
         weights: Safetensors file with the parameters of what the factory builds; without it those it has.
         threshold: Where neurons fire; auto tries percentile, mmse, and max (qcfs where
             ceilings were learned).
-        bias: Correction of the neurons; auto tries none, light, ftbc and --refit.
+        bias: Correction of the neurons; auto tries none, light, ftbc, --refit and --leaky.
         signed: Let neurons that fired too often take spikes back: far more accurate from T = 2 on, if the hardware can
             send negative spikes.
         refit: Try weights of each layer that are fitted to the spikes that reach it, whatever the bias.
         keep_weights: Leave the weights of the ANN as they are, with --bias auto too.
+        leaky: Try a readout that forgets, whatever the bias: the first steps, which tell little, count less.
+        plain_mean: Let all steps count alike, with --bias auto too.
         images: Training images to calibrate on, none of those that the ANN's recipe held out; up to 600 are fitted on,
             and the others decide between settings.
         test_images: Score on the first so many test images; by default on all.
@@ -138,13 +142,16 @@ def convert(
         std: Standard deviation, likewise.
         settings: Fine print.
         device: cpu or cuda.
-        out: Output folder; by default runs/ANN-THRESHOLD-BIAS-TSTEPS, with -signed, -refit and
-            -keep-weights where they are.
+        out: Output folder; by default runs/ANN-THRESHOLD-BIAS-TSTEPS, with -signed, -refit,
+            -keep-weights, -leaky and -plain-mean where they are.
     """
     name = ann.rpartition(":")[2] if ":" in ann else Path(ann).resolve().name
     if refit and keep_weights:
         raise ValueError("Both --refit and --keep-weights were given: leave one out.")
+    if leaky and plain_mean:
+        raise ValueError("Both --leaky and --plain-mean were given: leave one out.")
     options = "-signed" * signed + "-refit" * refit + "-keep-weights" * keep_weights
+    options += "-leaky" * leaky + "-plain-mean" * plain_mean
     result = recipes.convert(
         ann,
         out or Path("runs", f"{name}-{threshold}-{bias}{options}-T{steps}"),
@@ -155,6 +162,7 @@ def convert(
         bias=bias,
         signed=signed,
         refit=True if refit else False if keep_weights else None,
+        leaky=True if leaky else False if plain_mean else None,
         images=images,
         test_images=test_images,
         settings=settings,

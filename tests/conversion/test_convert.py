@@ -1,6 +1,7 @@
 """The whole conversion: what it leaves alone, what it refuses, and that its report is true of what it returns."""
 
 import copy
+import dataclasses
 import itertools
 import math
 from typing import Any
@@ -259,6 +260,14 @@ def test_auto_tries_everything_and_chooses_by_the_documented_rule(
         assert fitted.candidate.bias == start.candidate.bias
         with_ftbc = len(search.images.fitting) if start.candidate.bias == "ftbc" else 0
         assert fitted.candidate.rounds == start.candidate.rounds + with_ftbc
+
+    starts = [rule([trial for trial in search.trials if trial.candidate.threshold == kind]) for kind in search.found]
+    before = len(search.trials)
+    search.try_leaky()
+    leaky = [trial.candidate for trial in search.trials[before:]]
+    for (start, decay), one in zip(itertools.product(starts, settings.readout_decays), leaky, strict=True):
+        scores = {name: getattr(one, name) for name in ("divergence", "logit_error", "accuracy")}
+        assert one == dataclasses.replace(start.candidate, readout_decay=decay, **scores)
     assert search.best() is rule(search.trials)
 
     held_out = torch.cat(parts(x, settings).choosing)

@@ -56,6 +56,7 @@ class Candidate:
         divergence: From the answers of the ANN after all steps [nats], see `ranvier.conversion.search.divergence`.
         logit_error: Squared difference to the ANN's logits after all steps, over the variance of those.
         accuracy: On the images chosen on, after all steps; against their labels or the answers of the ANN.
+        readout_decay: Of a readout that forgets, see `ranvier.dynamics.leaky_mean`; 1 for one that does not.
     """
 
     threshold: Threshold
@@ -66,11 +67,13 @@ class Candidate:
     divergence: float
     logit_error: float
     accuracy: float
+    readout_decay: float = 1.0
 
     def __str__(self) -> str:
         ftbc = f" ({self.rounds} rounds of {self.step_size:g})" if self.bias == "ftbc" else ""
         fitted = ", weights refitted" if self.refit else ""
-        return f"threshold {self.threshold}, bias {self.bias}{ftbc}{fitted}"
+        leaky = f", readout decay {self.readout_decay:g}" if self.readout_decay != 1 else ""
+        return f"threshold {self.threshold}, bias {self.bias}{ftbc}{fitted}{leaky}"
 
 
 @dataclass(frozen=True)
@@ -155,7 +158,8 @@ class Account:
             caption=f"accuracy against {self.scored_against}; what is within two standard errors of the best is told "
             "apart by the divergence from the ANN",
         )
-        for title in ("threshold", "bias", "rounds", "step", "weights", "divergence", "logit error", "accuracy %"):
+        settings = ("threshold", "bias", "rounds", "step", "refit", "decay")
+        for title in (*settings, "divergence", "logit error", "accuracy %"):
             tried.add_column(title, justify="right")
         for one in self.candidates:
             tried.add_row(
@@ -163,7 +167,8 @@ class Account:
                 one.bias,
                 str(one.rounds) if one.bias == "ftbc" else "",
                 f"{one.step_size:g}" if one.bias == "ftbc" else "",
-                "refitted" if one.refit else "",
+                "yes" if one.refit else "",
+                f"{one.readout_decay:g}" if one.readout_decay != 1 else "",
                 f"{one.divergence:.4f}",
                 f"{one.logit_error:.4f}",
                 f"{100 * one.accuracy:.2f}",

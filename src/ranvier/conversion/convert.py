@@ -25,6 +25,7 @@ def convert(
     bias: Bias | Literal["auto"] = "ftbc",
     signed: bool = False,
     refit: bool | None = None,
+    leaky: bool | None = None,
     settings: Settings | None = None,
     progress: bool = False,
 ) -> ConvertedSNN:
@@ -48,11 +49,13 @@ def convert(
         steps: T, for which the network is calibrated.
         threshold: `max`, `percentile`, `mmse`, `balance`, `qcfs` (learned ceilings), or `auto`: see `thresholds`.
         bias: `none`, `light` (constant), `potential` (initial potentials), `ftbc` (one per step); `auto` tries none,
-            light, ftbc and fitted weights.
+            light, ftbc, fitted weights and readouts that forget.
         signed: Whether neurons that fired too often may take spikes back (SNM). Far more accurate from T = 2 on, if
             the hardware can send negative spikes.
         refit: Whether to try to fit the weights of each layer to the spikes that reach it, by least squares: see
             `Refit`. None tries it where bias is `auto`.
+        leaky: Whether to try a readout that forgets, so that the first steps, at which few spikes have come that far,
+            count less: see `ranvier.dynamics.leaky_mean`. None tries it where bias is `auto`.
         settings: The fine print.
         progress: Show a progress bar if there is a terminal.
 
@@ -82,11 +85,14 @@ def convert(
     if not isinstance(settings, Settings):
         raise TypeError(f"settings are a {type(settings).__name__}, but must be ranvier.conversion.Settings(...).")
     refit = bias == "auto" if refit is None else refit
+    leaky = bias == "auto" if leaky is None else leaky
     with torch.inference_mode(False), torch.no_grad(), Progress(progress) as bar:
         search = Search(ann, calibration, steps=steps, signed=signed, settings=settings, bar=bar)
         kinds, biases = search.thresholds_to_try(threshold), search.biases_to_try(bias)
-        bar.expect(search.passes(kinds, biases, refit))
+        bar.expect(search.passes(kinds, biases, refit, leaky))
         search.try_all(kinds, biases)
         if refit:
             search.try_refit()
+        if leaky:
+            search.try_leaky()
         return search.finish()

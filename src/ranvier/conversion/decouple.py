@@ -84,8 +84,10 @@ class DecoupledSNN(GraphSNN):
         frame_dims: tuple[int, ...],
         report: Decoupling,
         image_size: int | tuple[int, int] | None = None,
+        *,
+        readout_decay: float = 1.0,
     ) -> None:
-        super().__init__(network, frame_dims, image_size)
+        super().__init__(network, frame_dims, image_size, readout_decay=readout_decay)
         self.report = report
 
 
@@ -160,7 +162,8 @@ def decouple(
             "steps": steps,
         }
     report = Decoupling(size_of(traced), size_of(after), bursts, **counts)
-    return DecoupledSNN(spiking(after.graph, after.neurons), traced.frame_dims, report, traced.image_size)
+    graph = spiking(after.graph, after.neurons)
+    return DecoupledSNN(graph, traced.frame_dims, report, traced.image_size, readout_decay=traced.readout_decay)
 
 
 def size_of(traced: TracedNetwork) -> Size:

@@ -23,6 +23,7 @@ from ranvier.conversion.threshold import Activations, Threshold, observe, thresh
 from ranvier.conversion.trace import size_that_is_needed, trace
 from ranvier.conversion.vocabulary import SITES
 from ranvier.conversion.walk import walk
+from ranvier.dynamics import leaky_mean
 from ranvier.models import Network
 from ranvier.nn import QCFS, ConvertedIF
 
@@ -52,6 +53,8 @@ class Settings:
     """Numbers of FTBC rounds to choose among; a round corrects every layer once, from one batch."""
     step_sizes: tuple[float, ...] = (0.4, 1.0)
     """FTBC step sizes to choose among: short steps suit thresholds that are good already, long ones deep networks."""
+    readout_decays: tuple[float, ...] = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0)
+    """Decays of a readout that forgets to choose among, beside one that does not; see `ranvier.dynamics.leaky_mean`."""
     batch_size: int = 200
     """Images per batch; batches to choose on are smaller where that is faster."""
     held_out: float = 0.4
@@ -74,7 +77,7 @@ class Settings:
             raise ValueError(f"held_out is {self.held_out}, but must be a share of the images: at least 0, below 1.")
         if not 0 <= self.v_init <= 1:
             raise ValueError(f"v_init is {self.v_init}, but must lie between 0 and 1 thresholds.")
-        for name in ("rounds", "step_sizes"):
+        for name in ("rounds", "step_sizes", "readout_decays"):
             if not isinstance(getattr(self, name), tuple | list):
                 raise ValueError(
                     f"{name} is {getattr(self, name)!r}, but must list what to choose among, as (0, 1, 5)."
@@ -86,6 +89,9 @@ class Settings:
         sizes = self.step_sizes
         if not sizes or not all(isinstance(size, int | float) and 0 < size < math.inf for size in sizes):
             raise ValueError(f"step_sizes is {sizes}, but must list at least one number, all greater than 0.")
+        decays = self.readout_decays
+        if not all(isinstance(decay, int | float) and 0 <= decay < 1 for decay in decays):
+            raise ValueError(f"readout_decays is {decays}, but must list numbers of at least 0 and below 1.")
         if self.mmse_shift is not None and not 0 <= self.mmse_shift <= 1:
             raise ValueError(f"mmse_shift is {self.mmse_shift}, but must be None or lie between 0 and 1 thresholds.")
         if not isinstance(self.per_channel, bool):
@@ -197,10 +203,10 @@ class Search:
         """The asked one, or all that `auto` tries."""
         return AUTO_BIASES if bias == "auto" else (bias,)
 
-    def passes(self, kinds: Sequence[Threshold], biases: Sequence[Bias], refit: bool) -> int:
+    def passes(self, kinds: Sequence[Threshold], biases: Sequence[Bias], refit: bool, leaky: bool = False) -> int:
         """How often `bar` will be told of something new."""
         rounds = max(self.settings.rounds) * len(self.settings.step_sizes)
-        each = sum(rounds if bias == "ftbc" else 1 for bias in biases) + len(self.images.fitting) * refit
+        each = sum(rounds if bias == "ftbc" else 1 for bias in biases) + len(self.images.fitting) * refit + leaky
         return len(kinds) * each + 1
 
     def build(self, threshold: Threshold) -> ConvertedSNN:
@@ -293,6 +299,28 @@ class Search:
             rounds = one.rounds + len(self.images.fitting) * (one.bias == "ftbc")
             self.consider(snn, kind, one.bias, rounds, step_size if one.bias == "ftbc" else 0.0, refit=True)
 
+    def try_leaky(self) -> None:
+        """The best network of each threshold with a readout that forgets: all decays are scored on one run of it."""
+        if self.steps == 1:
+            return  # nothing to forget
+        for kind in dict.fromkeys(trial.candidate.threshold for trial in self.trials):
+            start = self.best([trial for trial in self.trials if trial.candidate.threshold == kind])
+            if start.candidate.readout_decay != 1:
+                continue
+            self.bar.show(f"threshold {kind}, readouts that forget")
+            with self.clock("choosing"):
+                logits = self.run(self.rebuild(start))
+                for decay in self.settings.readout_decays:
+                    errors, hits, far = self.score([leaky_mean(each, decay)[0] for each in logits])
+                    candidate = replace(
+                        start.candidate,
+                        divergence=far,
+                        logit_error=errors[-1],
+                        accuracy=float(hits.mean()),
+                        readout_decay=decay,
+                    )
+                    self.trials.append(Trial(candidate, errors, hits, start.state))
+
     def consider(
         self,
         snn: ConvertedSNN,
@@ -321,13 +349,22 @@ class Search:
             snn: What to measure.
             batches: How many of the batches to choose on; None for all.
         """
+        return self.score(self.run(snn, batches))
+
+    def run(self, snn: ConvertedSNN, batches: int | None = None) -> list[Tensor]:
+        """Logits `[T, B, K]` for each of the batches to choose on, or the first so many of them."""
+        return [snn(images, self.steps) for images in self.images.choosing[:batches]]
+
+    def score(self, outputs: Sequence[Tensor]) -> tuple[tuple[float, ...], Tensor, float]:
+        """What `measure` returns, of logits that are there already."""
+        batches = len(outputs)
         squares = torch.zeros(self.steps, device=self.logits[0].device)
         hits: list[Tensor] = []
         last: list[Tensor] = []
         counts = torch.arange(1, self.steps + 1, device=squares.device).view(-1, 1, 1)
         wanted = self.logits[:batches]
-        for images, logits, answers in zip(self.images.choosing[:batches], wanted, self.answers[:batches], strict=True):
-            means = snn(images, self.steps).cumsum(0) / counts
+        for output, logits, answers in zip(outputs, wanted, self.answers[:batches], strict=True):
+            means = output.cumsum(0) / counts
             squares += (means - logits).square().sum((1, 2))
             index = answers.unsqueeze(1)
             others = means[-1].scatter(1, index, -torch.inf).amax(1)
@@ -361,6 +398,7 @@ class Search:
     def rebuild(self, trial: "Trial") -> ConvertedSNN:
         """The network of a trial."""
         snn = self.build(trial.candidate.threshold)
+        snn.readout_decay = trial.candidate.readout_decay
         for key, tensor in trial.state.items():
             path, _, name = key.rpartition(".")
             module = snn.get_submodule(path)

@@ -126,13 +126,26 @@ class GraphSNN(SpikingNetwork):
         network: From `spiking`.
         frame_dims: Ranks that one step of input may have; `(4,)` for `[B, C, H, W]`.
         image_size: Height and width that images must have, or None where it is not known.
+        readout_decay: How much of what the readout said is left a step later, see `ranvier.dynamics.leaky_mean`; 1 for
+            logits as they come.
+
+    Raises:
+        ValueError: `readout_decay` is not between 0 and 1.
     """
 
     def __init__(
-        self, network: fx.GraphModule, frame_dims: tuple[int, ...], image_size: int | tuple[int, int] | None = None
+        self,
+        network: fx.GraphModule,
+        frame_dims: tuple[int, ...],
+        image_size: int | tuple[int, int] | None = None,
+        *,
+        readout_decay: float = 1.0,
     ) -> None:
         super().__init__(frame_dims, image_size)
+        if not 0 <= readout_decay <= 1:
+            raise ValueError(f"readout_decay is {readout_decay}, but must lie between 0 and 1, which is none.")
         self.network = network
+        self.readout_decay = readout_decay
         self.eval()
 
     @property
@@ -148,7 +161,12 @@ class GraphSNN(SpikingNetwork):
 
     def run(self, x: Tensor, steps: int, carry: Carry | None) -> Tensor:
         """The graph, with time folded into the batch."""
-        return unfold_time(self.network(fold_time(x), steps, x.shape[1], carry), steps)
+        logits = unfold_time(self.network(fold_time(x), steps, x.shape[1], carry), steps)
+        if self.readout_decay == 1:
+            return logits
+        if carry is None:
+            return dynamics.leaky_mean(logits, self.readout_decay)[0]
+        return carry.through(lambda state: dynamics.leaky_mean(logits, self.readout_decay, state))
 
 
 class ConvertedSNN(GraphSNN):
@@ -170,8 +188,10 @@ class ConvertedSNN(GraphSNN):
         frame_dims: int,
         report: "Account | None" = None,
         image_size: int | tuple[int, int] | None = None,
+        *,
+        readout_decay: float = 1.0,
     ) -> None:
-        super().__init__(network, (frame_dims,), image_size)
+        super().__init__(network, (frame_dims,), image_size, readout_decay=readout_decay)
         self.steps = steps
         self.report = report
 

@@ -43,7 +43,7 @@ def save(snn: GraphSNN, path: str | Path, card: Mapping[str, Any] | None = None)
         )
     snn = fixed_copy(snn)
     _check(snn, "the network")
-    content = {**(card or {}), **_card_of(snn), "image_size": snn.image_size}
+    content = {**(card or {}), **_card_of(snn), "image_size": snn.image_size, "readout_decay": snn.readout_decay}
     content["graph"] = to_json(snn.network, SPIKING_MODULES, SPIKING_FUNCTIONS)
     save_tensors(path, snn.state_dict(), content)
 
@@ -102,15 +102,16 @@ def _built(card: Mapping[str, Any]) -> GraphSNN:
     network = from_json(card["graph"], SPIKING_MODULES, SPIKING_FUNCTIONS)
     size = card.get("image_size")  # which earlier versions did not write
     size = tuple(size) if isinstance(size, list) else size
+    decay = card.get("readout_decay", 1.0)  # likewise
     if card["kind"] == KIND:
         account = None if card["report"] is None else Account.from_json(card["report"])
-        return ConvertedSNN(network, card["steps"], card["frame_dims"], account, size)
+        return ConvertedSNN(network, card["steps"], card["frame_dims"], account, size, readout_decay=decay)
     frame_dims = tuple(card["frame_dims"])
     if card["kind"] == GRAPH:
-        return GraphSNN(network, frame_dims, size)
+        return GraphSNN(network, frame_dims, size, readout_decay=decay)
     report: dict[str, Any] = tuples(card["report"])
     sizes = {name: Size(**report[name]) for name in ("before", "after")}
-    return DecoupledSNN(network, frame_dims, Decoupling(**{**report, **sizes}), size)
+    return DecoupledSNN(network, frame_dims, Decoupling(**{**report, **sizes}), size, readout_decay=decay)
 
 
 def _check(snn: GraphSNN, what: str) -> None:

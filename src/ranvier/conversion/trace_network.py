@@ -36,10 +36,13 @@ class TracedNetwork(NamedTuple):
     frame_dims: tuple[int, ...]
     image_size: int | tuple[int, int] | None = None
     """Height and width that images must have, or None where it takes any."""
+    readout_decay: float = 1.0
+    """Of what is made of its logits, see `GraphSNN`."""
 
     def to_snn(self) -> GraphSNN:
         """The graph over time."""
-        return GraphSNN(spiking(self.graph, self.neurons), self.frame_dims, self.image_size)
+        graph = spiking(self.graph, self.neurons)
+        return GraphSNN(graph, self.frame_dims, self.image_size, readout_decay=self.readout_decay)
 
 
 def trace_network(network: nn.Module, images: Tensor | None = None) -> TracedNetwork:
@@ -76,7 +79,8 @@ def trace_network(network: nn.Module, images: Tensor | None = None) -> TracedNet
                 "the network is a graph, which does not know the size of its images. Pass a batch of them."
             )
         _check_fit(network, images, made_up=False)
-        return TracedNetwork(*one_step(network, images), network.frame_dims, network.image_size)
+        parts = one_step(network, images)
+        return TracedNetwork(*parts, network.frame_dims, network.image_size, network.readout_decay)
     neurons: dict[str, Neuron] = {}
     step = without_time(network, neurons)
     if not neurons:

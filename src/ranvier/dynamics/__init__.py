@@ -21,6 +21,7 @@ from ranvier.dynamics.integrate_and_fire import (
     plif_scan,
     plif_step,
 )
+from ranvier.dynamics.leaky_mean import LeakyMeanState, leaky_mean
 from ranvier.dynamics.max_pool import SummedState, max_pool_of_sums
 from ranvier.dynamics.quantized import qcfs
 from ranvier.dynamics.rectified import clip, relu
@@ -36,6 +37,7 @@ __all__ = [
     "LIFBParams",
     "LIFPairParams",
     "LIFParams",
+    "LeakyMeanState",
     "NeuronState",
     "PLIFParams",
     "Rectangle",
@@ -51,6 +53,7 @@ __all__ = [
     "converted_step",
     "if_scan",
     "if_step",
+    "leaky_mean",
     "lif_pair_scan",
     "lif_pair_step",
     "lif_scan",

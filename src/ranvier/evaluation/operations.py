@@ -178,8 +178,8 @@ def count_operations(
 
     The ANN has the same layers and runs once, on one frame. Padding is no connection, so that a 3x3 convolution of
     32x32 pixels has 4 % fewer than by the usual formula. A normalisation that no layer can absorb counts as a layer
-    with one connection for each value. Additions of biases are not counted. A network in half precision is counted in
-    float32, as `trace_network` writes it down.
+    with one connection for each value. Additions of biases are not counted, nor what a readout that forgets does with
+    its logits. A network in half precision is counted in float32, as `trace_network` writes it down.
 
     Args:
         model: A `Network` of `ranvier.models`, or what `convert` or `decouple` made. Not modified; evaluation mode is

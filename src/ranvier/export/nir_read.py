@@ -160,7 +160,8 @@ class _Reader:
             raise self.error("has no neurons that reach its output, so it is no spiking network.")
         shape, dims = self._input_shape(first), self._frame_dims(first)
         size = (shape[1], shape[2]) if dims == (4,) else None  # [C, H, W], for which pooling was written
-        return GraphSNN(spiking(module.to(self.dtype), neurons), dims, size)
+        decay = float(self.metadata.get("readout_decay", 1.0)) if self.use_metadata else 1.0
+        return GraphSNN(spiking(module.to(self.dtype), neurons), dims, size, readout_decay=decay)
 
     def _frame_dims(self, first: str) -> tuple[int, ...]:
         """Ranks of images; ours may take them flattened or not."""

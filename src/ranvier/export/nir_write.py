@@ -84,6 +84,8 @@ def translated(
         raise ValueError(f"dt is {dt}, but a step takes more than 0 seconds, and no infinite time.")
     traced = binary_spikes(trace_network(model, images))
     written = _Writer(traced, float(dt), strict).run()
+    if traced.readout_decay != 1:
+        written.unsaid["leaky mean of the logits"] = ["output"]
     if strict and written.unsaid:
         raise ValueError(
             "NIR cannot say everything about this network: "
@@ -96,6 +98,7 @@ def translated(
         "dt": float(dt),
         "dtype": str(precision_of(traced)).removeprefix("torch."),
         "frame_dims": list(traced.frame_dims),
+        "readout_decay": float(traced.readout_decay),
         "written_by": f"ranvier {provenance.versions()['ranvier']}",
     }
     return traced, written, nir.NIRGraph(nodes=written.nodes, edges=written.edges, metadata=metadata)

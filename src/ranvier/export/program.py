@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ranvier import dynamics, provenance
 from ranvier.atomic import replacing
 from ranvier.checks import check_count, shape_of
-from ranvier.dynamics import ConvertedState, SummedState
+from ranvier.dynamics import ConvertedState, LeakyMeanState, SummedState
 from ranvier.dynamics.scan import per_channel
 from ranvier.export.receipt import BATCH, ExportError, Port, Receipt, Runner, check_parity
 from ranvier.models import SpikingNetwork
@@ -306,6 +306,10 @@ class AllSteps(nn.Module):
         return logits
 
 
+BETWEEN: dict[type, str] = {SummedState: "max-pooling", LeakyMeanState: "the readout"}
+"""Kinds of state of what is no neuron."""
+
+
 class Stepped(NamedTuple):
     """State of a neuron that has to know which step it is."""
 
@@ -411,7 +415,7 @@ class OneStep(nn.Module):
             self.examples.append(("steps so far", _no_steps()))
         neurons = iter(names.found)
         self.slots = tuple(
-            self._slots("max-pooling" if kind is SummedState else next(neurons), state)
+            self._slots(BETWEEN.get(kind) or next(neurons), state)
             for kind, state in zip(self.kinds, states, strict=True)
         )
         """For each state and each field of it its place among the tensors, or None where it is empty."""
@@ -427,9 +431,14 @@ class OneStep(nn.Module):
     def _slot(self, name: str, field: str, value: Tensor) -> int | None:
         if value.numel() == 0:
             return None
-        what = {"v": "potentials", "emitted": "spikes less negative ones so far", "total": "sums so far"}.get(
-            field, field
-        )
+        what = {
+            "v": "potentials",
+            "emitted": "spikes less negative ones so far",
+            "total": "sums so far",
+            "sent": "logits sent so far",
+            "weight": "weight of the steps so far",
+            "steps": "steps so far",
+        }.get(field, field)
         self.examples.append((f"{what} of {name.removesuffix('.neuron')}", value))
         return len(self.examples) - 1
 

@@ -95,6 +95,7 @@ def convert(
     bias: Bias | Literal["auto"] = "ftbc",
     signed: bool = False,
     refit: bool | None = None,
+    leaky: bool | None = None,
     images: int = 2600,
     test_images: int | None = None,
     settings: Settings | None = None,
@@ -119,6 +120,7 @@ def convert(
         bias: As there.
         signed: As there.
         refit: As there.
+        leaky: As there.
         images: How many training images to calibrate on, some of every class and none that the recipe held out: 600
             of them, or three in five if there are fewer, are fitted on, and the others decide between settings.
         test_images: Score on the first so many test images only; None for all.
@@ -158,6 +160,7 @@ def convert(
         bias=bias,
         signed=signed,
         refit=refit,
+        leaky=leaky,
         settings=settings,
         progress=not quiet,
     )

@@ -106,6 +106,7 @@ def _trainable(model: ConvertedSNN, recipe: FinetuneRecipe) -> ConvertedSNN:
             neuron.v_init.requires_grad_(False)
             model.network.set_submodule(name, ProxyActivation(neuron, "own"))
     model.steps = recipe.steps
+    model.readout_decay = 1.0  # training makes the first steps tell as much as the others
     return model
 
 
