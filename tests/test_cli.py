@@ -68,9 +68,14 @@ def test_an_ann_becomes_a_spiking_network(tmp_path: Path, capsys: pytest.Capture
     with pytest.raises(SystemExit):
         call(*convert, "--refit", "--keep-weights")
     assert "leave one out" in capsys.readouterr().err
-    call(*convert[:-1], str(tmp_path / "kept"), "--bias", "auto", "--keep-weights")
+    with pytest.raises(SystemExit):
+        call(*convert, "--leaky", "--plain-mean")
+    assert "leave one out" in capsys.readouterr().err
+    assert len({one["readout_decay"] for one in results["report"]["candidates"]}) > 1
+    call(*convert[:-1], str(tmp_path / "kept"), "--bias", "auto", "--keep-weights", "--plain-mean")
     results = json.loads((tmp_path / "kept" / "results.json").read_text())
     assert not any(one["refit"] for one in results["report"]["candidates"])
+    assert {one["readout_decay"] for one in results["report"]["candidates"]} == {1.0}
 
 
 def test_early_exit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -355,6 +355,20 @@ def test_a_search_by_hand() -> None:
         Search(mlp(), x, steps=0)
 
 
+@pytest.mark.parametrize(
+    ("bias", "leaky", "tried"),
+    [("none", None, False), ("none", True, True), ("auto", None, True), ("auto", False, False)],
+)
+def test_readouts_that_forget_are_tried_with_auto_or_where_asked_for(
+    bias: Any, leaky: bool | None, tried: bool
+) -> None:
+    settings = Settings(rounds=(1,), readout_decays=(0.5, 0.25))
+    snn = convert(mlp(), torch.randn(60, 6), steps=3, bias=bias, leaky=leaky, settings=settings)
+    decays = {one.readout_decay for one in report_of(snn).candidates}
+    assert decays == ({1.0, 0.5, 0.25} if tried else {1.0})
+    assert snn.readout_decay == report_of(snn).chosen.readout_decay
+
+
 def test_rounds_and_step_sizes_that_are_tried() -> None:
     settings = Settings(rounds=(2, 0, 5, 2), step_sizes=(0.2, 0.5), batch_size=30)
     snn = convert(mlp(), torch.randn(100, 6), steps=2, bias="ftbc", settings=settings)
@@ -554,6 +568,9 @@ def test_what_is_no_network_or_no_settings_is_refused() -> None:
         ({"rounds": (-1, 2)}, "none negative"),
         ({"step_sizes": (0.0,)}, "greater than 0"),
         ({"step_sizes": ()}, "step_sizes"),
+        ({"readout_decays": 0.5}, "readout_decays is 0.5, but must list"),
+        ({"readout_decays": (1.0,)}, "at least 0 and below 1"),
+        ({"readout_decays": (float("nan"),)}, "at least 0 and below 1"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"percentile": 0.0}, "percentile"),
         ({"percentile": 101.0}, "percentile"),

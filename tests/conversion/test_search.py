@@ -27,20 +27,24 @@ class Counter(Progress):
         self.shown.append(what)
 
 
-@pytest.mark.parametrize("refit", [False, True])
+@pytest.mark.parametrize(
+    ("refit", "leaky", "steps"), [(False, False, 2), (True, False, 2), (True, True, 2), (True, True, 1)]
+)
 @pytest.mark.parametrize("bias", ["none", "light", "potential", "ftbc", "auto"])
 @pytest.mark.parametrize("threshold", ["max", "auto"])
 @torch.no_grad()
-def test_the_progress_bar_ends_where_it_was_said_to(threshold, bias, refit) -> None:  # type: ignore[no-untyped-def]
+def test_the_progress_bar_ends_where_it_was_said_to(threshold, bias, refit, leaky, steps) -> None:  # type: ignore[no-untyped-def]
     bar = Counter()
     settings = Settings(rounds=(0, 3, 1), step_sizes=(0.4, 0.1), batch_size=15)
-    search = Search(ann(), IMAGES, steps=2, settings=settings, bar=bar)
+    search = Search(ann(), IMAGES, steps=steps, settings=settings, bar=bar)
     kinds, biases = search.thresholds_to_try(threshold), search.biases_to_try(bias)
-    expected = search.passes(kinds, biases, refit)
+    expected = search.passes(kinds, biases, refit, leaky)
     bar.shown.clear()
     search.try_all(kinds, biases)
     if refit:
         search.try_refit()
+    if leaky:
+        search.try_leaky()
     search.finish()
     assert len(bar.shown) == expected
 
@@ -50,12 +54,32 @@ def test_every_trial_can_be_built_again_with_what_it_scored() -> None:
     search = Search(ann(), IMAGES, steps=3, settings=Settings(rounds=(1, 4)))
     search.try_all(("max", "mmse"), ("none", "light", "potential", "ftbc"))
     search.try_refit()
-    assert len(search.trials) == 2 * (3 + 2 * 2) + 2
+    search.try_leaky()
+    assert len(search.trials) == 2 * (3 + 2 * 2) + 2 + 2 * len(search.settings.readout_decays)
     for trial in search.trials:
         errors, hits, far = search.measure(search.rebuild(trial))
         assert errors == trial.logit_error
         assert far == trial.candidate.divergence
         assert torch.equal(hits, trial.hits)
+
+
+@torch.no_grad()
+def test_one_step_has_nothing_to_forget() -> None:
+    search = Search(ann(), IMAGES, steps=1)
+    search.try_all(("max",), ("none",))
+    search.try_leaky()
+    assert len(search.trials) == 1
+
+
+@torch.no_grad()
+def test_a_readout_that_forgets_is_tried_once() -> None:
+    search = Search(ann(), IMAGES, steps=3, settings=Settings(readout_decays=(0.5, 0.0)))
+    search.try_all(("max",), ("none",))
+    search.try_leaky()
+    search.trials = search.trials[1:2]  # as if it were the best
+    search.try_leaky()
+    assert [trial.candidate.readout_decay for trial in search.trials] == [0.5]
+    assert search.finish().readout_decay == 0.5
 
 
 @torch.no_grad()

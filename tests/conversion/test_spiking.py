@@ -1,6 +1,7 @@
 """The spiking graph: against the ANN's own forward run step by step, with a loop of neurons for its activations."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ranvier import models
-from ranvier.conversion import ConvertedSNN
+from ranvier.conversion import ConvertedSNN, GraphSNN
 from ranvier.dynamics import ConvertedState
 from ranvier.evaluation import accuracy_by_step, firing_rates
 from ranvier.nn import ConvertedIF
@@ -143,6 +144,34 @@ def test_streaming_equals_one_call(name: str, signed: bool) -> None:
     assert all(torch.equal(part.v, v) for part, v in zip(state, kept, strict=True)), "the state is not modified"
     frames = x.expand(3, *x.shape)
     assert torch.equal(snn(frames, state=state), whole[2:])
+
+
+def test_a_readout_that_forgets() -> None:
+    """The answer after t steps is the leaky average of the logits of the plain network, however many steps follow."""
+    _, snn, x = build("joined", biased=True)
+    plain = snn(x, STEPS)
+    snn.readout_decay = 0.5
+    logits = snn(x, STEPS)
+    for t in range(1, STEPS + 1):
+        shares = 0.5 ** torch.arange(t - 1, -1, -1)
+        expected = (shares.view(-1, 1, 1) * plain[:t]).sum(0) / shares.sum()
+        torch.testing.assert_close(logits[:t].mean(0), expected)
+        assert torch.equal(snn(x, t), logits[:t])
+    state: tuple[Any, ...] | None = None
+    for t in range(STEPS):
+        step, state = snn(x, 1, state=state, return_state=True)
+        assert torch.equal(step[0], logits[t]), t
+    assert state is not None
+    assert len(state) == len(snn.neurons) + 1
+    with pytest.raises(ValueError, match="state holds"):
+        snn(x, 1, state=snn(x, 1, return_state=True)[1][:-1])
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.1, float("nan")])
+def test_decays_out_of_range(decay: float) -> None:
+    _, snn, _ = build("plain")
+    with pytest.raises(ValueError, match=r"readout_decay is .*, but must lie between 0 and 1"):
+        GraphSNN(snn.network, (4,), readout_decay=decay)
 
 
 def test_a_smaller_batch_gives_the_same_rows() -> None:

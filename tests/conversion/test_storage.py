@@ -212,6 +212,25 @@ def test_decoupled_networks(kinds: tuple[Neuron, ...], tmp_path: Path) -> None:
         from_card(*weights.load_tensors(tmp_path / "pair.safetensors"), "the file")
 
 
+def test_readouts_that_forget(tmp_path: Path) -> None:
+    """Of converted networks, of those made of them, and of files that were written before there were any."""
+    snn, x = converted(bias="none"), torch.rand(7, 1, 6, 6)
+    plain = snn(x, STEPS)
+    snn.readout_decay = 0.25
+    for number, each in enumerate((snn, decouple(snn, x), trace_network(snn, x).to_snn())):
+        path = tmp_path / f"{number}.safetensors"
+        save(each, path)
+        loaded = load(path)
+        assert type(loaded) is type(each)
+        assert loaded.readout_decay == each.readout_decay == 0.25
+        assert torch.equal(loaded(x, STEPS), each(x, STEPS))
+        torch.testing.assert_close(each(x, STEPS), snn(x, STEPS), rtol=0, atol=1e-5)
+        assert not torch.allclose(each(x, STEPS), plain, atol=1e-2)
+        tensors, card = weights.load_tensors(path)
+        weights.save_tensors(path, tensors, without(card, "readout_decay"))
+        assert load(path).readout_decay == 1
+
+
 def test_graphs_that_still_burst(tmp_path: Path) -> None:
     snn = trace_network(mixed(iter([LIFB(4), LIFB(6), LIFB(8)]))).to_snn()
     save(snn, tmp_path / "snn.safetensors")

@@ -81,6 +81,13 @@ def converted(*, signed: bool = False) -> ConvertedSNN:
     return snn
 
 
+def forgetful() -> ConvertedSNN:
+    """With a readout that forgets."""
+    snn = converted()
+    snn.readout_decay = 0.5
+    return snn
+
+
 def dense() -> models.Network:
     """Branches side by side, with neurons of several kinds and the input itself."""
     inner = Concat(Chain(conv_norm(4, 3), Activation(PLIF(3))), nn.Identity())
@@ -112,6 +119,7 @@ FAMILIES: dict[str, tuple[Callable[[], models.SpikingNetwork], tuple[int, ...]]]
     ),
     "converted": (converted, (1, 8, 8)),
     "converted-signed": (lambda: converted(signed=True), (1, 8, 8)),
+    "converted-leaky": (forgetful, (1, 8, 8)),
     "ann": (lambda: models.mlp([12, 20, 3], neuron=lambda _: nn.ReLU()), (12,)),
 }
 

@@ -164,6 +164,19 @@ def test_round_trip_of_what_conversion_made(tmp_path: Path, name: str, double: b
         assert receipt.plain_spike_mismatch > 0.01
 
 
+def test_a_readout_that_forgets_is_metadata(tmp_path: Path) -> None:
+    model, images = build("converted-leaky")
+    receipt = to_nir(model, tmp_path / "a.nir", images=images, steps=STEPS)
+    assert receipt.unsaid["leaky mean of the logits"] == ("output",)
+    assert receipt.logit_difference < 1e-5
+    read = from_nir(receipt.path)
+    assert read.readout_decay == 0.5
+    torch.testing.assert_close(read(images, STEPS), model(images, STEPS), rtol=0, atol=1e-5)
+    assert from_nir(receipt.path, use_metadata=False).readout_decay == 1
+    with pytest.raises(ValueError, match=r"leaky mean of the logits \(output\)"):
+        to_nir(model, tmp_path / "b.nir", images=images, steps=STEPS, strict=True)
+
+
 @pytest.mark.parametrize("bias", ["none", "light", "potential", "ftbc"])
 @pytest.mark.parametrize("threshold", ["max", "mmse"])
 def test_round_trip_of_every_calibration(tmp_path: Path, bias: Any, threshold: Any) -> None:

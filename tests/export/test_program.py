@@ -18,8 +18,8 @@ from ranvier.nn.structure import Activation, Chain
 from .networks import FAMILIES, STEPS, build, rates
 
 # Tracing takes a second and more: larger networks are traced, in the same way, by tests/export/test_onnx.py.
-IN_ALL_STEPS = ("mlp-if", "mlp-plif", "mlp-lifb", "vgg", "dense", "converted")
-STEP_BY_STEP = ("mlp-plif", "decoupled", "vgg", "dense", "converted", "converted-signed", "ann")
+IN_ALL_STEPS = ("mlp-if", "mlp-plif", "mlp-lifb", "vgg", "dense", "converted", "converted-leaky")
+STEP_BY_STEP = ("mlp-plif", "decoupled", "vgg", "dense", "converted", "converted-signed", "converted-leaky", "ann")
 
 
 @pytest.fixture(autouse=True)
@@ -85,6 +85,17 @@ def test_states_are_named_in_the_order_in_which_they_run(tmp_path: Path) -> None
         ("state_2", ("batch", 4, 8, 8), "float32", "spikes less negative ones so far of network.1"),
         ("state_3", ("batch", 6, 2, 2), "float32", "potentials of network.4"),
         ("state_4", ("batch", 6, 2, 2), "float32", "spikes less negative ones so far of network.4"),
+    ]
+
+
+def test_states_of_a_readout_that_forgets_come_last(tmp_path: Path) -> None:
+    model, images = build("converted-leaky")
+    receipt = to_program(model, tmp_path / "net.pt2", images=images, steps=STEPS, streaming=True)
+    assert [(port.shape, port.holds) for port in receipt.inputs[-4:]] == [
+        (("batch", 3), "sums so far of the readout"),
+        (("batch", 3), "logits sent so far of the readout"),
+        ((), "weight of the steps so far of the readout"),
+        ((), "steps so far of the readout"),
     ]
 
 
@@ -298,7 +309,7 @@ def test_neurons_that_cannot_be_traced(tmp_path: Path) -> None:
     [
         (torch.rand(3, 8, 12), 3, ValueError, r"\[3, 8, 12\], but export takes a constant input of 2 or 4 dim"),
         (torch.rand(0, 12), 3, ValueError, "B > 0"),
-        (torch.rand(8, 11), 3, ValueError, r"images have shape \[8, 11\], which the network does not take: mat1"),
+        (torch.rand(8, 11), 3, ValueError, r"images have shape .*, 11 values each, but this network was built for 12"),
         (torch.rand(8, 12).double(), 3, TypeError, "a tensor of torch.float64, but must be a torch.Tensor of float32"),
         ([0.0] * 12, 3, TypeError, "images are a list"),
         (torch.full((8, 12), torch.nan), 3, ValueError, "NaN or infinity"),
@@ -315,7 +326,7 @@ def test_image_size(tmp_path: Path) -> None:
     model, _ = build("vgg")
     with pytest.raises(ValueError, match="8x8"):
         to_program(model, tmp_path / "net.pt2", images=torch.rand(8, 1, 9, 9), steps=1)
-    with pytest.raises(ValueError, match=r"\[8, 3, 8, 8\], which the network does not take: .*channels"):
+    with pytest.raises(ValueError, match=r"images have shape .*, 3 channels, but this network was built for 1"):
         to_program(model, tmp_path / "net.pt2", images=torch.rand(8, 3, 8, 8), steps=1)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ranvier.conversion import ConvertedSNN, Settings, load
+from ranvier.conversion import ConvertedSNN, Settings, load, save
 from ranvier.recipes import FinetuneRecipe, Result, convert, digits_ann, evaluate, export, load_trained, run
 from ranvier.recipes.finetune import prepare
 from ranvier.weights import load_tensors, save_tensors
@@ -47,6 +47,17 @@ def test_training_goes_on_from_the_conversion_and_gains(snn: Path, folder: Path)
     kinds = {name.rpartition(".")[2] for name in changed}
     assert kinds == {"weight", "bias", "threshold", "v_init"}
     assert after.recipe["name"] == "digits"
+
+
+def test_a_readout_that_forgets_is_given_up(snn: Path, tmp_path: Path) -> None:
+    """Training makes the first steps tell as much as the others, and its losses are of the logits of each step."""
+    start = load(snn / "model.safetensors")
+    start.readout_decay = 0.5
+    save(start, tmp_path / "model.safetensors", load_tensors(snn / "model.safetensors")[1])
+    model = load_trained(tmp_path).model
+    assert isinstance(model, ConvertedSNN)
+    assert model.readout_decay == 0.5
+    assert prepare(recipe(tmp_path)).model.readout_decay == 1.0
 
 
 def test_no_epoch_would_change_nothing(snn: Path, tmp_path: Path) -> None:

@@ -132,16 +132,24 @@ def test_finetuning() -> None:
 )
 def test_fine_print_of_a_conversion(settings: dict[str, Any], threshold: str, bias: str, message: str) -> None:
     with pytest.warns(UserWarning, match=f"^{re.escape(message)}$"):
-        warn_of_idle_conversion_settings(Settings(**settings), 4, threshold, bias, signed=True)
+        warn_of_idle_conversion_settings(Settings(**settings), 4, threshold, bias, signed=True, leaky=True)
     (name,) = settings
     user = {"percentile": "percentile", "mmse_shift": "mmse"}.get(name, "max")
     for of_threshold, of_bias in ((user, "ftbc"), ("auto", "auto")):
-        warn_of_idle_conversion_settings(Settings(**settings), 4, of_threshold, of_bias, signed=False)
+        warn_of_idle_conversion_settings(Settings(**settings), 4, of_threshold, of_bias, signed=False, leaky=None)
 
 
-def test_signed_spikes_of_one_step() -> None:
+def test_options_of_one_step_and_decays_that_are_not_tried() -> None:
     with pytest.warns(UserWarning, match="signed=True has no effect with steps=1"):
-        warn_of_idle_conversion_settings(Settings(), 1, "mmse", "ftbc", signed=True)
+        warn_of_idle_conversion_settings(Settings(), 1, "mmse", "ftbc", signed=True, leaky=None)
+    with pytest.warns(UserWarning, match="leaky=True has no effect with steps=1"):
+        warn_of_idle_conversion_settings(Settings(), 1, "mmse", "ftbc", signed=False, leaky=True)
+    decays = Settings(readout_decays=(0.5,))
+    for bias, leaky in (("ftbc", None), ("ftbc", False), ("auto", False)):
+        with pytest.warns(UserWarning, match=r"readout_decays=\(0.5,\) has no effect without leaky=True or bias auto"):
+            warn_of_idle_conversion_settings(decays, 4, "mmse", bias, signed=False, leaky=leaky)
+    for bias, leaky in (("ftbc", True), ("auto", None)):
+        warn_of_idle_conversion_settings(decays, 4, "mmse", bias, signed=False, leaky=leaky)
 
 
 def test_recipes_are_told_apart_by_kind_and_name() -> None:

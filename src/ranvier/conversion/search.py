@@ -206,7 +206,8 @@ class Search:
     def passes(self, kinds: Sequence[Threshold], biases: Sequence[Bias], refit: bool, leaky: bool = False) -> int:
         """How often `bar` will be told of something new."""
         rounds = max(self.settings.rounds) * len(self.settings.step_sizes)
-        each = sum(rounds if bias == "ftbc" else 1 for bias in biases) + len(self.images.fitting) * refit + leaky
+        each = sum(rounds if bias == "ftbc" else 1 for bias in biases) + len(self.images.fitting) * refit
+        each += leaky and self.steps > 1
         return len(kinds) * each + 1
 
     def build(self, threshold: Threshold) -> ConvertedSNN:

@@ -152,6 +152,6 @@ class Network(SpikingNetwork):
             )
         if isinstance(first, nn.Linear) and flat and x[0, 0].numel() != first.in_features:
             raise ValueError(
-                f"inputs have shape {shape_of(x[0])}, {x[0, 0].numel()} values each, but this network was built for "
+                f"images have shape {shape_of(x[0])}, {x[0, 0].numel()} values each, but this network was built for "
                 f"{first.in_features}. Resize them, or build it for as many."
             )

@@ -51,12 +51,14 @@ def warn_of_idle_settings(recipe: AnyRecipe) -> None:
             )
 
 
-def warn_of_idle_conversion_settings(settings: Settings, steps: int, threshold: str, bias: str, signed: bool) -> None:
+def warn_of_idle_conversion_settings(
+    settings: Settings, steps: int, threshold: str, bias: str, *, signed: bool, leaky: bool | None
+) -> None:
     """Warn of all fine print that was changed though nothing in this conversion uses it.
 
     >>> with warnings.catch_warnings(record=True) as told:
     ...     warnings.simplefilter("always")
-    ...     warn_of_idle_conversion_settings(Settings(percentile=99.0), 4, "mmse", "ftbc", False)
+    ...     warn_of_idle_conversion_settings(Settings(percentile=99.0), 4, "mmse", "ftbc", signed=False, leaky=None)
     >>> str(told[0].message)
     'percentile=99.0 has no effect with threshold mmse.'
     """
@@ -73,6 +75,11 @@ def warn_of_idle_conversion_settings(settings: Settings, steps: int, threshold: 
         value = getattr(settings, name)
         if chosen not in all_users and value != getattr(usual, name):
             warnings.warn(f"{name}={value} has no effect with {kind} {chosen}.", stacklevel=3)
+    decays = settings.readout_decays
+    if decays != usual.readout_decays and not (bias == "auto" if leaky is None else leaky):
+        warnings.warn(f"readout_decays={decays} has no effect without leaky=True or bias auto.", stacklevel=3)
+    if leaky and steps == 1:
+        warnings.warn("leaky=True has no effect with steps=1: there is nothing to forget.", stacklevel=3)
     if signed and steps == 1:
         warnings.warn("signed=True has no effect with steps=1: a neuron takes back only what it sent.", stacklevel=3)
 
