@@ -83,6 +83,19 @@ def test_a_readout_that_forgets_is_tried_once() -> None:
 
 
 @torch.no_grad()
+def test_weights_fitted_to_a_network_that_forgets_are_scored_as_they_are_built() -> None:
+    search = Search(ann(), IMAGES, steps=3, settings=Settings(readout_decays=(0.5,)))
+    search.try_all(("max",), ("none",))
+    search.try_leaky()
+    search.trials = search.trials[1:]
+    search.try_refit()
+    fitted = search.trials[-1]
+    assert fitted.candidate.refit
+    assert fitted.candidate.readout_decay == search.rebuild(fitted).readout_decay == 1
+    assert search.measure(search.rebuild(fitted))[0] == fitted.logit_error
+
+
+@torch.no_grad()
 def test_refit_starts_from_the_best_of_every_threshold() -> None:
     search = Search(ann(), IMAGES, steps=3, settings=Settings(rounds=(1, 4)))
     search.try_all(("max", "mmse"), ("none", "ftbc"))

@@ -55,6 +55,15 @@ def test_zeros_are_rest() -> None:
     assert torch.equal(again, y)
 
 
+def test_states_of_others() -> None:
+    x = random_logits(2, 4)
+    _, state = leaky_mean(x, 0.5)
+    with pytest.raises(ValueError, match=r"state is of logits of shape \[3, 4\], but these are \[2, 4\] at each step"):
+        leaky_mean(x[:, :2], 0.5, state)
+    with pytest.raises(TypeError, match="state is a tuple, but must be what an earlier call returned"):
+        leaky_mean(x, 0.5, tuple(state))  # type: ignore[arg-type]
+
+
 def test_half_precision_is_summed_in_float32() -> None:
     x = random_logits(16, 2).bfloat16()
     y, state = leaky_mean(x, 0.5)

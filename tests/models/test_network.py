@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from ranvier import models
 from ranvier.kernels import dispatch
 from ranvier.models import Network
-from ranvier.nn import IF, LIF, LIFB, PLIF, BatchNorm
-from ranvier.nn.structure import NeuronFactory
+from ranvier.nn import IF, LIF, LIFB, PLIF, BatchNorm, TimeFolded
+from ranvier.nn.structure import Activation, Chain, NeuronFactory
 
 Builder = Callable[..., Network]
 
@@ -235,6 +235,32 @@ def test_a_first_layer_that_was_exchanged() -> None:
     network, images = build("vgg", LIF)
     network.set_submodule("encoder.0.0", nn.Conv2d(2, 4, 3, padding=1, dtype=torch.float64))
     assert network(images[:, :2], steps=1).shape == (1, BATCH, 10)
+
+
+class Rearranged(nn.Module):
+    """Images with channels last, and a first layer that is not the first to run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.second, self.first = nn.Conv2d(2, 4, 1), nn.Conv2d(3, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x.flatten(0, 1).movedim(-1, 1))).unflatten(0, x.shape[:2])
+
+
+@pytest.mark.parametrize(
+    ("encoder", "shape"),
+    [
+        (Rearranged(), (2, 8, 8, 3)),
+        (TimeFolded(nn.LazyConv2d(4, 1)), (2, 3, 8, 8)),
+        (TimeFolded(nn.Flatten(2), nn.Linear(64, 4)), (2, 3, 8, 8)),
+        (TimeFolded(nn.Flatten(1), nn.Linear(12, 4)), (0, 3, 2, 2)),
+    ],
+)
+def test_encoders_of_ones_own(encoder: nn.Module, shape: tuple[int, ...]) -> None:
+    body = Chain(Activation(IF()))
+    network = Network(encoder, body, nn.Flatten(2))
+    assert network(torch.rand(shape), steps=2).shape[:2] == (2, shape[0])
 
 
 @pytest.mark.parametrize("name", ["resnet19", "resnet20", "sew_resnet18"])

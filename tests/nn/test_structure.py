@@ -154,9 +154,17 @@ def test_activation_takes_any_activation() -> None:
 def test_activation_mends_what_a_channel_count_did_to_relu() -> None:
     for kind in (nn.ReLU, nn.ReLU6):
         x = torch.tensor([[[-1.0, 2.0]]])
-        assert activation(kind, 32)(x).tolist() == [[[0.0, 2.0]]]  # type: ignore[arg-type]
+        assert activation(kind, 32)(x).tolist() == Activation(kind(32))(x).tolist() == [[[0.0, 2.0]]]  # type: ignore[arg-type]
         assert x.tolist() == [[[-1.0, 2.0]]]
     assert activation(lambda channels: nn.ReLU(inplace=True), 32).neuron.inplace
+
+
+def test_a_factory_may_be_a_module() -> None:
+    class Factory(nn.Module):
+        def __call__(self, channels: int) -> nn.Module:
+            return LIFB(channels)
+
+    assert isinstance(activation(Factory(), 3).neuron, LIFB)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ranvier.conversion import Settings
+from ranvier.conversion import ConvertedSNN, Settings
 from ranvier.recipes import (
     convert,
     digits,
@@ -148,3 +148,9 @@ def test_biases_that_do_not_depend_on_the_step_serve_any_number(held_out: Path, 
     with pytest.raises(ValueError, match="1 to 2, but 3 steps"):
         load_trained(held_out).check_steps(3)
     load_trained(held_out).check_steps(2)
+    forgetful = load_trained(tmp_path / "snn")
+    assert isinstance(forgetful.model, ConvertedSNN)
+    forgetful.model.readout_decay = 0.5
+    forgetful.check_steps(2)
+    with pytest.warns(UserWarning, match=r"1000 steps .* decay of 0\.5 was chosen for 2: more gain little"):
+        forgetful.check_steps(1000)

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
@@ -292,6 +292,7 @@ class Search:
             one = start.candidate
             step_size = one.step_size or self.settings.step_sizes[0]
             snn = self.rebuild(start)
+            snn.readout_decay = 1.0  # which suits the weights that it was chosen with
             refit = Refit(self.ann, snn, self.steps, step_size if one.bias == "ftbc" else None)
             for number, images in enumerate(self.images.fitting, 1):
                 self.bar.show(f"threshold {kind}, fitting weights, batch {number} of {len(self.images.fitting)}")
@@ -310,7 +311,7 @@ class Search:
                 continue
             self.bar.show(f"threshold {kind}, readouts that forget")
             with self.clock("choosing"):
-                logits = self.run(self.rebuild(start))
+                logits = list(self.run(self.rebuild(start)))
                 for decay in self.settings.readout_decays:
                     errors, hits, far = self.score([leaky_mean(each, decay)[0] for each in logits])
                     candidate = replace(
@@ -335,7 +336,9 @@ class Search:
         with self.clock("choosing"):
             errors, hits, divergence = self.measure(snn, self.first_batches)
         accuracy = float(hits.mean())
-        candidate = Candidate(threshold, bias, rounds, step_size, refit, divergence, errors[-1], accuracy)
+        candidate = Candidate(
+            threshold, bias, rounds, step_size, refit, divergence, errors[-1], accuracy, snn.readout_decay
+        )
         kept = {
             key: tensor.clone()
             for key, tensor in snn.state_dict().items()
@@ -350,15 +353,16 @@ class Search:
             snn: What to measure.
             batches: How many of the batches to choose on; None for all.
         """
-        return self.score(self.run(snn, batches))
+        return self.score(self.run(snn, batches), batches)
 
-    def run(self, snn: ConvertedSNN, batches: int | None = None) -> list[Tensor]:
-        """Logits `[T, B, K]` for each of the batches to choose on, or the first so many of them."""
-        return [snn(images, self.steps) for images in self.images.choosing[:batches]]
+    def run(self, snn: ConvertedSNN, batches: int | None = None) -> Iterator[Tensor]:
+        """Logits `[T, B, K]`, in float32 at least, of one batch to choose on after the other, or the first so many."""
+        for images in self.images.choosing[:batches]:
+            logits = snn(images, self.steps)
+            yield logits.to(torch.promote_types(logits.dtype, torch.float32))
 
-    def score(self, outputs: Sequence[Tensor]) -> tuple[tuple[float, ...], Tensor, float]:
-        """What `measure` returns, of logits that are there already."""
-        batches = len(outputs)
+    def score(self, outputs: Iterable[Tensor], batches: int | None = None) -> tuple[tuple[float, ...], Tensor, float]:
+        """What `measure` returns, of logits as `run` gives them."""
         squares = torch.zeros(self.steps, device=self.logits[0].device)
         hits: list[Tensor] = []
         last: list[Tensor] = []

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, fx, nn
 
 from ranvier import dynamics
+from ranvier.checks import check_number
 from ranvier.conversion.neuron_card import neuron_from_card, neuron_to_card
 from ranvier.conversion.vocabulary import FUNCTIONS, MODULES, ModuleKind, max_pool_of_sums
 from ranvier.dynamics import SummedState
@@ -142,11 +143,21 @@ class GraphSNN(SpikingNetwork):
         readout_decay: float = 1.0,
     ) -> None:
         super().__init__(frame_dims, image_size)
-        if not 0 <= readout_decay <= 1:
-            raise ValueError(f"readout_decay is {readout_decay}, but must lie between 0 and 1, which is none.")
         self.network = network
         self.readout_decay = readout_decay
         self.eval()
+
+    @property
+    def readout_decay(self) -> float:
+        """How much of what the readout said is left a step later."""
+        return self._readout_decay
+
+    @readout_decay.setter
+    def readout_decay(self, decay: float) -> None:
+        check_number("readout_decay", decay)
+        if not 0 <= decay <= 1:
+            raise ValueError(f"readout_decay is {decay}, but must lie between 0 and 1, which is none.")
+        self._readout_decay = float(decay)
 
     @property
     def sites(self) -> dict[str, Neuron]:
@@ -176,7 +187,8 @@ class ConvertedSNN(GraphSNN):
     give logits `[T, B, K]`; the answer after t steps is the mean of the first t.
 
     Attributes:
-        steps: T that it was calibrated for. It may run fewer, and more where no bias depends on the step.
+        steps: T that it was calibrated for. It may run fewer, and more where no bias depends on the step; more gain
+            little where the readout forgets, whose decay was chosen for T: set `readout_decay` to 1 then.
         report: What was chosen, lost and spent, layer by layer.
         network: The graph, with `ConvertedIF` neurons in place of activations.
     """

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ranvier.checks import shape_of
+
 
 class LeakyMeanState(NamedTuple):
     """What a leaky mean carries from step to step; zeros at rest."""
@@ -38,6 +40,13 @@ def leaky_mean(logits: Tensor, decay: float, state: LeakyMeanState | None = None
         `[T, B, K]` in float32 at least, as differences of sums in half precision would lose the last steps; the state.
         T calls of one step give what one call of T steps gives, bit for bit.
 
+    Raises:
+        TypeError: `state` is not what an earlier call returned.
+        ValueError: It was of logits of another shape.
+
+    Note: the mean of the outputs is u[t] up to rounding, so that classes that tie in u[t] need not tie in it. Logits of
+    different histories tie where they have no bias and nothing has come since, which takes a silent last layer.
+
     Source: own. Weights of 0 and then 1 are delayed evaluation, Hwang et al. 2021, "Low-Latency Spiking Neural Networks
     Using Pre-Charged Membrane Potential and Delayed Evaluation", Front. Neurosci. 15, 629000.
 
@@ -47,6 +56,15 @@ def leaky_mean(logits: Tensor, decay: float, state: LeakyMeanState | None = None
     [0.0, 2.0, 2.5714]
     """
     wide = torch.promote_types(logits.dtype, torch.float32)
+    if state is not None and not isinstance(state, LeakyMeanState):
+        raise TypeError(
+            f"state is a {type(state).__name__}, but must be what an earlier call returned, or None to start from rest."
+        )
+    if state is not None and state.total.shape != logits.shape[1:]:
+        raise ValueError(
+            f"state is of logits of shape {shape_of(state.total)}, but these are {shape_of(logits[0])} at each step. "
+            "Keep batch and classes while streaming, or pass None to start from rest."
+        )
     if state is None:
         rest, none = torch.zeros_like(logits[0], dtype=wide), logits.new_zeros((), dtype=wide)
         state = LeakyMeanState(rest, rest, none, none)

@@ -143,10 +143,11 @@ def to_nir(
     v_leak = 0; IF neurons r = 1 / dt; sums are edges that meet. Grouped convolutions are written without groups, since
     readers disagree about them.
 
-    NIR has no soft reset, no neuron that resets another, no initial potential, and neurons that fire only above the
-    threshold. These are written as metadata, which `from_nir` reads and other tools ignore; the receipt names them, and
-    how much the network changes without them. With `strict` they are refused, but for ties: the threshold is then the
-    largest number of the potential's precision below ours, so that a potential equal to ours is above it.
+    NIR has no soft reset, no neuron that resets another, no initial potential, no leaky mean of what comes out, and
+    neurons that fire only above the threshold. These are written as metadata, which `from_nir` reads and other tools
+    ignore; the receipt names them, and how much the network changes without them. With `strict` they are refused, but
+    for ties: the threshold is then the largest number of the potential's precision below ours, so that a potential
+    equal to ours is above it.
 
     Args:
         model: A `Network` of `ranvier.models`, or what `convert`, `decouple` or `from_nir` made.

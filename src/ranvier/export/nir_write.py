@@ -91,7 +91,7 @@ def translated(
             "NIR cannot say everything about this network: "
             + "; ".join(f"{what} ({cut(names)})" for what, names in written.unsaid.items())
             + ". Write it with strict=False, which keeps it as metadata that ranvier reads and others ignore, or train "
-            "with hard reset and without bursts."
+            "with hard reset and without bursts; a conversion with leaky=False has no leaky mean."
         )
     metadata = {
         FORMAT: NEWEST,

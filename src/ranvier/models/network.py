@@ -1,5 +1,6 @@
 """What all networks share: how they are called, and the shape of those that are built here."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any, Literal, overload
@@ -128,30 +129,30 @@ class Network(SpikingNetwork):
 
     def run(self, x: Tensor, steps: int, carry: Carry | None) -> Tensor:
         """Encoder, body and readout."""
-        if not torch.compiler.is_compiling():
-            self._check_channels(x)
-        current = self.encoder(x)
+        current = self._encoded(x)
         if len(x) != steps:
             current = repeat(current, steps)
         return self.readout(self.body(current, carry))
 
-    def _check_channels(self, x: Tensor) -> None:
-        """Raise where the first layer is of other channels, or features, than the images are.
-
-        Looked up anew in each call: the layer may have been exchanged for one that suits.
-        """
-        leaves = (module for module in self.encoder.modules() if not module._modules)
-        first = next(leaves, None)
-        flat = isinstance(first, nn.Flatten)
-        if flat:
-            first = next(leaves, None)
-        if isinstance(first, nn.Conv2d) and not flat and x.shape[2] != first.in_channels:
-            raise ValueError(
-                f"images have shape {shape_of(x[0])}, {x.shape[2]} channels, but this network was built for "
-                f"{first.in_channels}. Convert them, or build it with in_channels={x.shape[2]}."
-            )
-        if isinstance(first, nn.Linear) and flat and x[0, 0].numel() != first.in_features:
-            raise ValueError(
-                f"images have shape {shape_of(x[0])}, {x[0, 0].numel()} values each, but this network was built for "
-                f"{first.in_features}. Resize them, or build it for as many."
-            )
+    def _encoded(self, x: Tensor) -> Tensor:
+        """What the encoder gives; where it fails on images of other channels, or features, than it has, it says so."""
+        encoded: Tensor
+        if torch.compiler.is_compiling():
+            encoded = self.encoder(x)
+            return encoded
+        try:
+            encoded = self.encoder(x)
+        except RuntimeError as error:
+            first = next((part for part in self.encoder.modules() if isinstance(part, nn.Conv2d | nn.Linear)), None)
+            if isinstance(first, nn.Conv2d) and x.ndim == 5 and x.shape[2] != first.in_channels:
+                raise ValueError(
+                    f"images have shape {shape_of(x[0])}, {x.shape[2]} channels, but this network was built for "
+                    f"{first.in_channels}. Convert them, or build it with in_channels={x.shape[2]}."
+                ) from error
+            if isinstance(first, nn.Linear) and math.prod(x.shape[2:]) != first.in_features:
+                raise ValueError(
+                    f"images have shape {shape_of(x[0])}, {math.prod(x.shape[2:])} values each, but this network was "
+                    f"built for {first.in_features}. Resize them, or build it for as many."
+                ) from error
+            raise
+        return encoded

@@ -32,6 +32,8 @@ class Activation(Block):
 
     def __init__(self, neuron: nn.Module) -> None:
         super().__init__()
+        if isinstance(neuron, nn.ReLU | nn.ReLU6) and not isinstance(neuron.inplace, bool):
+            neuron.inplace = False  # type: ignore[unreachable]  # `neuron=nn.ReLU` was given the number of channels
         self.neuron = neuron
 
     def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
@@ -45,15 +47,14 @@ def activation(neuron: NeuronFactory, num_channels: int) -> Activation:
     Raises:
         TypeError: `neuron` builds no module: a name, a neuron instead of its class, or a function of something else.
     """
-    built = neuron(num_channels) if callable(neuron) and not isinstance(neuron, nn.Module) else None
+    is_one = isinstance(neuron, nn.Module) and type(neuron).__call__ is nn.Module.__call__
+    built = neuron(num_channels) if callable(neuron) and not is_one else None
     if not isinstance(built, nn.Module):
-        came = repr(neuron) if built is None else f"{neuron!r}, which made a {type(built).__name__},"
+        came = repr(neuron) if built is None else f"{neuron!r}, which made a {type(built).__name__}"
         raise TypeError(
             f"neuron is {came}, but must make a module from a channel count. Pass a class, neuron=LIF, or a function, "
             "neuron=lambda channels: LIF(channels, tau=4.0)."
         )
-    if isinstance(built, nn.ReLU | nn.ReLU6):
-        built.inplace = built.inplace is True  # the class took the count for it
     return Activation(built)
 
 

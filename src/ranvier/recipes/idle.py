@@ -63,6 +63,7 @@ def warn_of_idle_conversion_settings(
     'percentile=99.0 has no effect with threshold mmse.'
     """
     usual = Settings()
+    level = 4  # who called `convert`, behind its decorator
     users: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "percentile": ("threshold", threshold, ("percentile", "auto")),
         "mmse_shift": ("threshold", threshold, ("mmse", "auto")),
@@ -73,15 +74,16 @@ def warn_of_idle_conversion_settings(
     }
     for name, (kind, chosen, all_users) in users.items():
         value = getattr(settings, name)
-        if chosen not in all_users and value != getattr(usual, name):
-            warnings.warn(f"{name}={value} has no effect with {kind} {chosen}.", stacklevel=3)
+        changed = (tuple(value) if isinstance(value, list) else value) != getattr(usual, name)
+        if chosen not in all_users and changed:
+            warnings.warn(f"{name}={value} has no effect with {kind} {chosen}.", stacklevel=level)
     decays = settings.readout_decays
-    if decays != usual.readout_decays and not (bias == "auto" if leaky is None else leaky):
-        warnings.warn(f"readout_decays={decays} has no effect without leaky=True or bias auto.", stacklevel=3)
+    if tuple(decays) != usual.readout_decays and not (bias == "auto" if leaky is None else leaky):
+        warnings.warn(f"readout_decays={decays} has no effect without leaky=True or bias auto.", stacklevel=level)
     if leaky and steps == 1:
-        warnings.warn("leaky=True has no effect with steps=1: there is nothing to forget.", stacklevel=3)
+        warnings.warn("leaky=True has no effect with steps=1: there is nothing to forget.", stacklevel=level)
     if signed and steps == 1:
-        warnings.warn("signed=True has no effect with steps=1: a neuron takes back only what it sent.", stacklevel=3)
+        warnings.warn("signed=True has no effect with steps=1: nothing was sent before.", stacklevel=level)
 
 
 @functools.cache

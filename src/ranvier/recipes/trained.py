@@ -1,5 +1,6 @@
 """Networks on disk: the recipe that they were trained by, the input that they expect, and the data that both mean."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -171,6 +172,9 @@ class Trained:
 
         Raises:
             ValueError: It was converted, or trained further, for fewer.
+
+        Warns:
+            UserWarning: It forgets what its readout said before.
         """
         if not isinstance(self.model, ConvertedSNN):
             return
@@ -180,6 +184,13 @@ class Trained:
             raise ValueError(
                 f"the network has biases for steps 1 to {rows}, but {steps} steps were asked for. Take at most --steps "
                 f"{rows}, or convert the ANN with --steps {steps}{again}."
+            )
+        if steps > self.model.steps and self.model.readout_decay < 1:
+            warnings.warn(
+                f"{steps} steps were asked for, but the network has a readout that forgets, whose decay of "
+                f"{self.model.readout_decay:g} was chosen for {self.model.steps}: more gain little. Convert the ANN "
+                f"with --steps {steps}.",
+                stacklevel=2,
             )
 
     def batches(
