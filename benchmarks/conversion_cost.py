@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--out", default=None)
     arguments = parser.parse_args()
     images = torch.rand(arguments.images, 3, 32, 32).contiguous(memory_format=torch.channels_last)
-    fixed = Settings(rounds=(5,), held_out=0)
+    fixed = Settings(rounds=(5,), step_sizes=(0.4,), held_out=0)
     cases = [("steps", steps, 8, steps) for steps in arguments.steps]
     cases += [("layers", layers, layers, 4) for layers in arguments.layers]
     nets = {layers: plain(layers) for layers in {case[2] for case in cases}}

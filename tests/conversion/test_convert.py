@@ -345,7 +345,7 @@ def test_a_search_by_hand() -> None:
     search = Search(mlp(), x, steps=4)
     search.try_all(("max", "mmse"), ("none", "ftbc"))
     shapes = [search.rebuild(trial)(x, 4).shape for trial in search.trials]
-    assert len(shapes) == 2 * (1 + 5 * 2)  # none, which is no rounds, too; rounds of two step sizes
+    assert len(shapes) == 2 * (1 + 4 * 2)  # none, which is no rounds, too; rounds of two step sizes
     assert set(shapes) == {(4, 60, 4)}
     with pytest.raises(ValueError, match="bias is 'gradient'"):
         search.try_all(("max",), ("gradient",))  # type: ignore[arg-type]

@@ -49,7 +49,7 @@ class Settings:
     """Potential that mmse counts on, in thresholds; None for v_init, which neurons start from. Published: 0."""
     variant: Variant = "V1"
     """How neurons go on while FTBC corrects them."""
-    rounds: tuple[int, ...] = (0, 1, 2, 3, 5, 10)
+    rounds: tuple[int, ...] = (0, 1, 2, 3, 5)
     """Numbers of FTBC rounds to choose among; a round corrects every layer once, from one batch."""
     step_sizes: tuple[float, ...] = (0.4, 1.0)
     """FTBC step sizes to choose among: short steps suit thresholds that are good already, long ones deep networks."""
