@@ -132,24 +132,22 @@ def test_finetuning() -> None:
 )
 def test_fine_print_of_a_conversion(settings: dict[str, Any], threshold: str, bias: str, message: str) -> None:
     with pytest.warns(UserWarning, match=f"^{re.escape(message)}$"):
-        warn_of_idle_conversion_settings(Settings(**settings), 4, threshold, bias, signed=True, leaky=True)
+        warn_of_idle_conversion_settings(Settings(**settings), 4, threshold, bias, leaky=True)
     (name,) = settings
     user = {"percentile": "percentile", "mmse_shift": "mmse"}.get(name, "max")
     for of_threshold, of_bias in ((user, "ftbc"), ("auto", "auto")):
-        warn_of_idle_conversion_settings(Settings(**settings), 4, of_threshold, of_bias, signed=False, leaky=None)
+        warn_of_idle_conversion_settings(Settings(**settings), 4, of_threshold, of_bias, leaky=None)
 
 
-def test_options_of_one_step_and_decays_that_are_not_tried() -> None:
-    with pytest.warns(UserWarning, match="signed=True has no effect with steps=1"):
-        warn_of_idle_conversion_settings(Settings(), 1, "mmse", "ftbc", signed=True, leaky=None)
+def test_readouts_that_forget_at_one_step_and_decays_that_are_not_tried() -> None:
     with pytest.warns(UserWarning, match="leaky=True has no effect with steps=1"):
-        warn_of_idle_conversion_settings(Settings(), 1, "mmse", "ftbc", signed=False, leaky=True)
+        warn_of_idle_conversion_settings(Settings(), 1, "mmse", "ftbc", leaky=True)
     decays = Settings(readout_decays=(0.5,))
     for bias, leaky in (("ftbc", None), ("ftbc", False), ("auto", False)):
         with pytest.warns(UserWarning, match=r"readout_decays=\(0.5,\) has no effect without leaky=True or bias auto"):
-            warn_of_idle_conversion_settings(decays, 4, "mmse", bias, signed=False, leaky=leaky)
+            warn_of_idle_conversion_settings(decays, 4, "mmse", bias, leaky=leaky)
     for bias, leaky in (("ftbc", True), ("auto", None)):
-        warn_of_idle_conversion_settings(decays, 4, "mmse", bias, signed=False, leaky=leaky)
+        warn_of_idle_conversion_settings(decays, 4, "mmse", bias, leaky=leaky)
 
 
 def test_recipes_are_told_apart_by_kind_and_name() -> None:

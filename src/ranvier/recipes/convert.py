@@ -142,7 +142,7 @@ def convert(
     if test_images is not None:
         check_count("--test-images", test_images)
     provenance.check_device(device)
-    warn_of_idle_conversion_settings(settings or Settings(), steps, threshold, bias, signed=signed, leaky=leaky)
+    warn_of_idle_conversion_settings(settings or Settings(), steps, threshold, bias, leaky=leaky)
     source = _load_ann(ann, weights, data, image_size, mean, std)
     splits = source.splits
     normalization = source.form.normalization

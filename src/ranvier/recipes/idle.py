@@ -52,13 +52,13 @@ def warn_of_idle_settings(recipe: AnyRecipe) -> None:
 
 
 def warn_of_idle_conversion_settings(
-    settings: Settings, steps: int, threshold: str, bias: str, *, signed: bool, leaky: bool | None
+    settings: Settings, steps: int, threshold: str, bias: str, *, leaky: bool | None
 ) -> None:
     """Warn of all fine print that was changed though nothing in this conversion uses it.
 
     >>> with warnings.catch_warnings(record=True) as told:
     ...     warnings.simplefilter("always")
-    ...     warn_of_idle_conversion_settings(Settings(percentile=99.0), 4, "mmse", "ftbc", signed=False, leaky=None)
+    ...     warn_of_idle_conversion_settings(Settings(percentile=99.0), 4, "mmse", "ftbc", leaky=None)
     >>> str(told[0].message)
     'percentile=99.0 has no effect with threshold mmse.'
     """
@@ -82,8 +82,6 @@ def warn_of_idle_conversion_settings(
         warnings.warn(f"readout_decays={decays} has no effect without leaky=True or bias auto.", stacklevel=level)
     if leaky and steps == 1:
         warnings.warn("leaky=True has no effect with steps=1: there is nothing to forget.", stacklevel=level)
-    if signed and steps == 1:
-        warnings.warn("signed=True has no effect with steps=1: nothing was sent before.", stacklevel=level)
 
 
 @functools.cache
