@@ -313,7 +313,7 @@ def evaluate(
         data: Data set to use instead of the one on the card.
         steps: Time steps; by default those of training.
         device: cpu or cuda.
-        precision: By default that of training.
+        precision: By default that of training; auto takes what is fast here.
         early_exit: Also measure early exit.
         max_loss: Accuracy that early exit may lose where it is chosen, as a share: 0.005 is half a point.
         out: Also write the numbers to this json file, and with --early-exit draw what other thresholds would give, in a
@@ -482,6 +482,10 @@ def info() -> None:
         console.print(f"  large inputs: {kernels.explain(device, 2**20)}")
         console.print(f"  small inputs: {kernels.explain(device, 2**9)}")
     console.print(f"convolutions\n  cpu: {kernels.explain_convolutions()}")
+    console.print("precision")
+    for device in ["cpu"] + ["cuda"] * bool(gpus):
+        choice = kernels.choose_precision("auto", device)
+        console.print(f"  {device}: {choice.precision} ({choice.reason})")
 
 
 COMMANDS: dict[str, Any] = {

@@ -15,6 +15,7 @@ from ranvier.conversion.trace_network import trace_network
 from ranvier.export import InferenceNetwork, byte_spikes, inference, to_inference
 from ranvier.export.byte_spikes import ByteConv2d, BytePool2d, Bytes, Numbers
 from ranvier.export.lean_neurons import Lean, LeanConvertedIF
+from ranvier.kernels import native_byte_convolution, native_convolved_scan, precision
 from ranvier.nn import LIF, LIFB, Neuron, Readout, TimeFolded
 from ranvier.nn.structure import Activation, Chain, conv_norm
 
@@ -28,12 +29,18 @@ def _no_gradients() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(autouse=True, params=[True, False], ids=["kernels", "no kernels"])
+@pytest.fixture(autouse=True, params=["onednn", "native", None])
 def _kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param and not byte_spikes.has_kernels():
-        pytest.skip("needs a CPU with AVX-512 and a torch with oneDNN; the other case runs everywhere")
-    monkeypatch.setattr(inference, "has_kernels", lambda: True)
-    monkeypatch.setattr(byte_spikes, "has_kernels", lambda: request.param)
+    if request.param == "onednn" and byte_spikes.byte_kernels() != "onednn":
+        pytest.skip("needs a CPU with AVX-512 and a torch with oneDNN; other cases run elsewhere")
+    if request.param == "native" and native_byte_convolution.obstacle() is not None:
+        pytest.skip(str(native_byte_convolution.obstacle()))
+    if request.param == "native" and native_convolved_scan.obstacle() is None:
+        pytest.skip("what has a matrix unit has instructions for bfloat16")
+    # Numbers that are no bytes are float32 where ours run: they are for processors without instructions for bfloat16.
+    monkeypatch.setattr(precision, "_cpu_has_bfloat16", lambda: request.param != "native")
+    monkeypatch.setattr(inference, "byte_kernels", lambda: "native")
+    monkeypatch.setattr(byte_spikes, "byte_kernels", lambda: request.param)
 
 
 class Block(nn.Module):

@@ -17,10 +17,11 @@ from ranvier.export.byte_spikes import (
     BytePool2d,
     Bytes,
     Numbers,
-    has_kernels,
+    byte_kernels,
     use_bytes,
 )
 from ranvier.export.lean_neurons import Lean, make_lean
+from ranvier.kernels import native_byte_convolution, native_convolved_scan, precision
 from ranvier.nn import IF, LIF, LIFB, PLIF, BatchNorm, Neuron, Readout, TimeFolded
 from ranvier.nn.structure import Activation, Chain, Concat, Residual, conv_norm
 
@@ -44,10 +45,27 @@ def _no_gradients() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(autouse=True)
-def _any_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where there are no kernels, to_inference refuses; the same whole numbers then take the way of other devices."""
-    monkeypatch.setattr(inference, "has_kernels", lambda: True)
+@pytest.fixture(autouse=True, params=[torch.bfloat16, torch.float32], ids=["bfloat16", "float32"])
+def numbers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.dtype:
+    """Of currents, as on processors with and without instructions for bfloat16.
+
+    Where there are no kernels, to_inference refuses; the same whole numbers then take the way of other devices.
+    """
+    dtype: torch.dtype = request.param
+    if dtype == torch.float32 and native_convolved_scan.obstacle() is None:
+        pytest.skip("what has a matrix unit has instructions for bfloat16")
+    monkeypatch.setattr(precision, "_cpu_has_bfloat16", lambda: dtype == torch.bfloat16)
+    monkeypatch.setattr(inference, "byte_kernels", lambda: "native")
+    return dtype
+
+
+def use_kernels(kernels: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Convolve with these, or skip where this processor has none of them."""
+    if kernels == "onednn" and byte_kernels() != "onednn":
+        pytest.skip("needs a CPU with AVX-512 and a torch with oneDNN; other cases run elsewhere")
+    if kernels == "native" and native_byte_convolution.obstacle() is not None:
+        pytest.skip(str(native_byte_convolution.obstacle()))
+    monkeypatch.setattr(byte_spikes, "byte_kernels", lambda: kernels)
 
 
 def bytes_of(*shape: int, below: int = 9) -> Tensor:
@@ -96,13 +114,14 @@ def test_rounding_by_hand() -> None:
 
 
 @pytest.mark.parametrize("name", LAYERS)
-@pytest.mark.parametrize("kernels", [True, False])
-def test_convolutions_of_all_kinds(name: str, kernels: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if kernels and not has_kernels():
-        pytest.skip("needs a CPU with AVX-512 and a torch with oneDNN; the other case runs everywhere")
-    monkeypatch.setattr(byte_spikes, "has_kernels", lambda: kernels)
+@pytest.mark.parametrize("kernels", ["onednn", "native", None])
+def test_convolutions_of_all_kinds(
+    name: str, kernels: str | None, numbers: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_kernels(kernels, monkeypatch)
     layer = LAYERS[name]()
-    found = ByteConv2d(layer)
+    found = ByteConv2d(layer, Bytes(most=8))
+    found.numbers = numbers
     steps = found.scale.view(-1, 1, 1, 1)
     rounded = copy.deepcopy(layer)
     rounded.weight.copy_(found.weight * steps)
@@ -111,8 +130,8 @@ def test_convolutions_of_all_kinds(name: str, kernels: bool, monkeypatch: pytest
         x = bytes_of(batch, 4, 9, 7)
         x = x.contiguous(memory_format=torch.channels_last) if spread else x
         got, expected = found(x), rounded(x.float())
-        assert got.dtype == torch.bfloat16
-        torch.testing.assert_close(got.float(), expected, rtol=2**-8, atol=1e-5)
+        assert got.dtype == numbers
+        torch.testing.assert_close(got.float(), expected, rtol=2**-8 if numbers == torch.bfloat16 else 1e-6, atol=1e-5)
 
 
 def test_weights_that_are_all_zero() -> None:
@@ -276,7 +295,7 @@ def test_strangers_get_numbers(stranger: nn.Module) -> None:
     assert agreement(plain, fast, images, STEPS).predictions[-1] > 0.8
 
 
-def test_hooks_see_numbers() -> None:
+def test_hooks_see_numbers(numbers: torch.dtype) -> None:
     model = network(Activation(LIF(8)), conv_norm(8, 8), Activation(LIF(8)), conv_norm(8, 8))
     seen: list[torch.dtype] = []
     neuron = model.body.layers[0].neuron  # type: ignore[index, union-attr]
@@ -284,7 +303,7 @@ def test_hooks_see_numbers() -> None:
     fast = to_inference(model, precision="int8")
     assert len(kinds(fast, ByteConv2d)) == 1
     fast(torch.randn(1, 3, 4, 4), 2)
-    assert seen == [torch.bfloat16]
+    assert seen == [numbers]
 
 
 @pytest.mark.parametrize("hooked", ["sequence", "folded", "convolution"])
@@ -300,13 +319,13 @@ def test_hooks_on_layers_see_numbers(hooked: str) -> None:
     assert seen[0].is_floating_point
 
 
-def test_hooks_on_blocks_see_numbers() -> None:
+def test_hooks_on_blocks_see_numbers(numbers: torch.dtype) -> None:
     block = Chain(conv_norm(8, 8), Activation(LIF(8)))
     model = network(Activation(LIF(8)), block, conv_norm(8, 8), Activation(LIF(8)), conv_norm(8, 8))
     seen: list[torch.dtype] = []
     block.register_forward_hook(lambda _, __, spikes: seen.append(spikes.dtype))
     to_inference(model, precision="int8")(torch.randn(1, 3, 4, 4), 2)
-    assert seen == [torch.bfloat16]
+    assert seen == [numbers]
 
 
 def test_paths_are_those_of_the_network() -> None:
@@ -400,16 +419,16 @@ def test_copies_pickles_and_loaded_weights() -> None:
 def test_threads_share_a_fresh_network() -> None:
     model = lively(models.vgg((8, 8), num_classes=3, in_channels=1, image_size=6), (1, 6, 6))
     images = torch.randn(4, 1, 6, 6)
-    for precision in ("int8", "bfloat16"):
-        expected = to_inference(model, precision=precision)(images, 2)  # type: ignore[arg-type]
+    for kind in ("int8", "bfloat16"):
+        expected = to_inference(model, precision=kind)(images, 2)  # type: ignore[arg-type]
         for _ in range(10):
-            fast = to_inference(model, precision=precision)  # type: ignore[arg-type]
+            fast = to_inference(model, precision=kind)  # type: ignore[arg-type]
             with ThreadPoolExecutor(4) as pool:
                 found = list(pool.map(lambda _, run=fast: run(images, 2), range(4)))
             assert all(torch.equal(logits, expected) for logits in found)
 
 
-def test_made_in_inference_mode_and_cast() -> None:
+def test_made_in_inference_mode_and_cast(numbers: torch.dtype) -> None:
     model = lively(models.vgg((8, 8), num_classes=3, in_channels=1, image_size=6), (1, 6, 6))
     images = torch.randn(4, 1, 6, 6)
     expected = to_inference(model, precision="int8")(images, 2)
@@ -418,7 +437,7 @@ def test_made_in_inference_mode_and_cast() -> None:
         assert torch.equal(fast(images, 2), expected)
     assert torch.equal(fast(images, 2), expected)
     assert not fast.train().training
-    assert fast.bfloat16()(images, 2).shape == expected.shape
+    assert fast.to(numbers)(images, 2).shape == expected.shape
 
 
 def test_compiles_as_one_graph() -> None:
@@ -431,11 +450,11 @@ def test_compiles_as_one_graph() -> None:
 def test_weights_take_a_quarter() -> None:
     model = models.sew_resnet18()
     sizes = {
-        precision: sum(
+        kind: sum(
             tensor.numel() * tensor.element_size()
-            for tensor in to_inference(model, precision=precision).state_dict().values()  # type: ignore[arg-type]
+            for tensor in to_inference(model, precision=kind).state_dict().values()  # type: ignore[arg-type]
         )
-        for precision in ("int8", "float32")
+        for kind in ("int8", "float32")
     }
     assert sizes["int8"] < 0.27 * sizes["float32"]
 
@@ -444,8 +463,9 @@ def test_weights_take_a_quarter() -> None:
 
 
 def test_refuses_a_processor_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inference, "has_kernels", lambda: False)
-    with pytest.raises(RuntimeError, match="needs a CPU with AVX-512"):
+    monkeypatch.setattr(inference, "byte_kernels", lambda: None)
+    monkeypatch.setattr(native_byte_convolution, "obstacle", lambda: "this processor lacks avx2.")
+    with pytest.raises(RuntimeError, match=r"needs a CPU with AVX-512 .* lacks avx2. Pass precision=\"auto\""):
         to_inference(models.sew_resnet18(3, 1), precision="int8")
 
 

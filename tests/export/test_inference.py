@@ -17,7 +17,7 @@ from ranvier.export import Agreement, InferenceNetwork, agreement, to_inference
 from ranvier.export import inference as module
 from ranvier.export.inference import Precision
 from ranvier.export.prepacked import Prepacked
-from ranvier.kernels import native_convolved_scan
+from ranvier.kernels import native_convolved_scan, precision
 from ranvier.nn import LIF, LIFB, BatchNorm, ProxyActivation, ProxyNorm, Readout, TimeFolded, analog, pack_spikes
 from ranvier.nn.memory import PackedConv2d
 from ranvier.nn.structure import Activation, Chain, Concat, Residual, conv_norm
@@ -48,6 +48,22 @@ every_network = pytest.mark.parametrize("name", NETWORKS)
 def _no_gradients() -> Iterator[None]:
     with torch.no_grad():
         yield
+
+
+@pytest.fixture(autouse=True)
+def _has_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `auto` chooses must not depend on the processor here."""
+    monkeypatch.setattr(precision, "_cpu_has_bfloat16", lambda: True)
+
+
+def test_auto_is_bfloat16_where_there_are_instructions_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, images = random("vgg")
+    fast = to_inference(model)
+    assert (fast.precision, fast.dtype) == ("bfloat16", torch.bfloat16)
+    monkeypatch.setattr(precision, "_cpu_has_bfloat16", lambda: False)
+    fast = to_inference(model)
+    assert (fast.precision, fast.dtype) == ("float32", torch.float32)
+    assert torch.equal(fast(images, STEPS), to_inference(model, precision="float32")(images, STEPS))
 
 
 @pytest.fixture
@@ -137,14 +153,14 @@ def test_folded_equals_the_network(name: str) -> None:
 def test_exact_where_arithmetic_is(seed: int) -> None:
     model, images = dyadic(seed)
     expected = model(images, STEPS)
-    for precision in ("float32", "bfloat16"):
-        fast = to_inference(model, precision=precision)  # type: ignore[arg-type]
-        assert torch.equal(fast(images, STEPS), expected), precision
+    for kind in ("float32", "bfloat16"):
+        fast = to_inference(model, precision=kind)  # type: ignore[arg-type]
+        assert torch.equal(fast(images, STEPS), expected), kind
         state, logits = None, []
         for _ in range(STEPS):
             step, state = fast(images, 1, state=state, return_state=True)
             logits.append(step)
-        assert torch.equal(torch.cat(logits), expected), precision
+        assert torch.equal(torch.cat(logits), expected), kind
 
 
 @every_network
@@ -160,12 +176,12 @@ def test_bfloat16_rounds_no_more_than_autocast(name: str) -> None:
     assert (logits - expected).abs().mean() <= 1.15 * (autocast - expected).abs().mean()
 
 
-@pytest.mark.parametrize("precision", ["int8", "bfloat16"])
-def test_agrees_on_a_trained_network(precision: Precision, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "has_kernels", lambda: True)  # without them int8 takes the way of other devices
+@pytest.mark.parametrize("kind", ["int8", "bfloat16"])
+def test_agrees_on_a_trained_network(kind: Precision, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "byte_kernels", lambda: "native")  # without them int8 takes the way of other devices
     torch.manual_seed(0)
     prototypes = torch.randn(3, 2, 8, 8)
-    neuron = LIF if precision == "int8" else LIFB
+    neuron = LIF if kind == "int8" else LIFB
     model: models.SpikingNetwork = models.vgg(
         (4, "A", 6, "A"), num_classes=3, in_channels=2, image_size=8, neuron=neuron
     )
@@ -181,7 +197,7 @@ def test_agrees_on_a_trained_network(precision: Precision, monkeypatch: pytest.M
     images = prototypes[labels] + 0.5 * torch.randn(96, 2, 8, 8)
     assert (model.eval()(images, 2).mean(0).argmax(-1) == labels).float().mean() > 0.9, "it has not learned"
     # Most margins are several times what rounding moves logits by: only samples near a boundary may change sides.
-    found = agreement(model, to_inference(model, precision=precision), images, 2)
+    found = agreement(model, to_inference(model, precision=kind), images, 2)
     assert min(found.predictions) >= 0.95, found
 
 
@@ -201,10 +217,10 @@ def test_bfloat16_casts_weights_once(name: str) -> None:
 
 
 @every_network
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_streaming_equals_one_call(name: str, precision: str) -> None:
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
+def test_streaming_equals_one_call(name: str, kind: str) -> None:
     model, images = random(name)
-    fast = to_inference(model, precision=precision)  # type: ignore[arg-type]
+    fast = to_inference(model, precision=kind)  # type: ignore[arg-type]
     expected = fast(images, STEPS)
     state, logits = None, []
     for _ in range(STEPS):
@@ -214,7 +230,7 @@ def test_streaming_equals_one_call(name: str, precision: str) -> None:
     # A convolution may add in another order at another batch size, which bfloat16 mostly rounds away, but now and then
     # rounds to the neighbour: that may flip a spike.
     same = torch.isclose(torch.cat(logits), expected, rtol=0, atol=1e-4).float().mean()
-    assert same == 1 if precision == "float32" else same > 0.9
+    assert same == 1 if kind == "float32" else same > 0.9
 
 
 @pytest.mark.parametrize("sequence", [False, True])
@@ -309,10 +325,10 @@ def test_without_packing_it_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(native_convolved_scan, "obstacle", lambda: "currents are to be rounded alike")
     model, images = random("vgg")
     precisions: tuple[module.Precision, ...] = ("float32", "bfloat16")
-    packed = [to_inference(model, precision=precision)(images, STEPS) for precision in precisions]
-    monkeypatch.setattr(module, "_packs", lambda *_: False)
-    for precision, expected in zip(precisions, packed, strict=True):
-        plain = to_inference(model, precision=precision)
+    packed = [to_inference(model, precision=kind)(images, STEPS) for kind in precisions]
+    monkeypatch.setattr(module, "packs", lambda _: False)
+    for kind, expected in zip(precisions, packed, strict=True):
+        plain = to_inference(model, precision=kind)
         assert not any(isinstance(part, Prepacked) for part in plain.modules())
         torch.testing.assert_close(plain(images, STEPS), expected, rtol=0, atol=1e-4)
 
@@ -532,7 +548,7 @@ def test_errors() -> None:
         to_inference(nn.Linear(3, 3))
     with pytest.raises(TypeError, match="already made for inference"):
         to_inference(fast)
-    with pytest.raises(ValueError, match="precision is 'float16', but must be one of 'int8', 'bfloat16', 'float32'"):
+    with pytest.raises(ValueError, match="precision is 'float16', but must be one of 'auto', 'int8',"):
         to_inference(model, precision="float16")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="implementation is 'fast'"):
         to_inference(model, implementation="fast")  # type: ignore[arg-type]

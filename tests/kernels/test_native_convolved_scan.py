@@ -15,9 +15,9 @@ from ranvier.dynamics import ConvertedState, IFParams, LIFBParams, LIFParams, Ne
 from ranvier.kernels import native_convolved_scan, native_tiles
 from ranvier.kernels.converted import Converted
 from ranvier.kernels.fused_scan import Kind
+from ranvier.kernels.native_convolution import Geometry
 from ranvier.kernels.native_convolved_scan import (
     Filters,
-    Geometry,
     PreparedConvolvedConverted,
     PreparedConvolvedScan,
     pays,

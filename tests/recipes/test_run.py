@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from ranvier.export import NIRReceipt
+from ranvier.kernels import precision
 from ranvier.nn import QCFS, ProxyActivation
 from ranvier.recipes import AnnRecipe, Result, digits, digits_ann, evaluate, export, load_trained, run
 from ranvier.training import CHECKPOINT
@@ -42,6 +43,24 @@ def test_hold_out_leaves_the_test_set_alone(tmp_path: Path) -> None:
     result = run(digits(**QUICK, hold_out=100), tmp_path / "h", quiet=True)
     assert result.evaluated_on == "100 held-out training images"
     assert all(round(100 * accuracy) == pytest.approx(100 * accuracy) for accuracy in result.accuracy_by_step)
+
+
+@pytest.mark.parametrize("has_bfloat16", [True, False])
+def test_a_run_keeps_the_precision_that_it_had(
+    has_bfloat16: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "_cpu_has_bfloat16", lambda: has_bfloat16)
+    recipe = digits(**QUICK, precision="auto", train_images=200)
+    result = run(recipe, tmp_path / "a", quiet=True)
+    expected = "bfloat16" if has_bfloat16 else "float32"
+    assert result.recipe["execution"]["precision"] == expected
+    assert load_trained(tmp_path / "a").precision == expected
+    assert run(recipe, tmp_path / "a", resume=True, quiet=True).seconds == result.seconds
+    # On a processor of the other kind it does not go on as something else, unless it is told to.
+    monkeypatch.setattr(precision, "_cpu_has_bfloat16", lambda: not has_bfloat16)
+    with pytest.raises(ValueError, match="precision"):
+        run(recipe, tmp_path / "a", resume=True, quiet=True)
+    assert run(recipe.override(precision=expected), tmp_path / "a", resume=True, quiet=True).seconds == result.seconds
 
 
 def test_a_finished_run_keeps_its_results(folder: Path) -> None:

@@ -8,6 +8,7 @@ A converted neuron sends its threshold. As a byte it sends 1, and the threshold 
 from collections import Counter
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
@@ -27,15 +28,16 @@ POOLS: dict[Any, tuple[type[nn.Module], tuple[str, ...]]] = {
 """Functions that take bytes: the modules that do the same, and their arguments after the input."""
 
 
-def use_bytes_in_graph(snn: GraphSNN) -> int:
+def use_bytes_in_graph(snn: GraphSNN, numbers: torch.dtype = torch.bfloat16) -> int:
     """Let spikes run through a graph as bytes, and give the convolutions that they reach int8 weights, in place.
 
     Bytes come from `IF`, `LIF`, `PLIF` and converted neurons without negative spikes. They pass max-pooling and, as
     sums, average-pooling without padding. A convolution with zero padding turns them into currents again; whatever else
-    they reach gets them as numbers of `bfloat16`.
+    they reach gets them as numbers.
 
     Args:
         snn: In float32, with lean neurons.
+        numbers: Of currents, and where bytes become numbers: bfloat16 or float32.
 
     Returns:
         How many convolutions have int8 weights now.
@@ -43,7 +45,7 @@ def use_bytes_in_graph(snn: GraphSNN) -> int:
     graph = snn.network
     uses = Counter(str(node.target) for node in graph.graph.nodes if node.op == "call_module")
     sent: dict[fx.Node, Bytes] = {}
-    numbers: dict[fx.Node, fx.Node] = {}
+    given: dict[fx.Node, fx.Node] = {}
     for node in list(graph.graph.nodes):
         came = next((sent[source] for source in node.all_input_nodes if source in sent), None)
         if node.op == "call_module" and isinstance(site := graph.get_submodule(str(node.target)), Activation):
@@ -53,13 +55,16 @@ def use_bytes_in_graph(snn: GraphSNN) -> int:
         elif came is not None:
             layer = _layer(graph, node, uses)
             if layer is None or not takes_bytes(layer, came):
-                _give_numbers(graph, node, sent, numbers)
+                _give_numbers(graph, node, sent, given)
             elif isinstance(layer, nn.Conv2d):
                 graph.set_submodule(str(node.target), ByteConv2d(layer, came))
             else:
                 sent[node] = _pool(graph, node, layer).leaves(came)
     graph.graph.lint()
     graph.recompile()
+    for part in graph.modules():
+        if isinstance(part, ByteConv2d | Numbers):
+            part.numbers = numbers
     return sum(isinstance(part, ByteConv2d) for part in graph.modules())
 
 
@@ -101,17 +106,17 @@ def _pool(graph: fx.GraphModule, node: fx.Node, layer: nn.Module) -> BytePool2d:
 
 
 def _give_numbers(
-    graph: fx.GraphModule, node: fx.Node, sent: dict[fx.Node, Bytes], numbers: dict[fx.Node, fx.Node]
+    graph: fx.GraphModule, node: fx.Node, sent: dict[fx.Node, Bytes], given: dict[fx.Node, fx.Node]
 ) -> None:
     """Let a node have ordinary numbers where it would get bytes."""
     for source in node.all_input_nodes:
         if source not in sent:
             continue
-        if source not in numbers:
+        if source not in given:
             target = _added(graph, f"{source.name}_numbers", Numbers(sent[source]))
             with graph.graph.inserting_after(source):
-                numbers[source] = graph.graph.call_module(target, (source,))
-        node.replace_input_with(source, numbers[source])
+                given[source] = graph.graph.call_module(target, (source,))
+        node.replace_input_with(source, given[source])
 
 
 def _added(graph: fx.GraphModule, name: str, part: nn.Module) -> str:

@@ -6,6 +6,9 @@ Only the weights are rounded:
 
     scale[o] = max |W[o]| / 127,    Q[o] = round(W[o] / scale[o])        o: output channel
     y[o]     = scale[o] (Q[o] x) + b[o],    with Q x in whole numbers
+
+Convolutions are those of oneDNN on processors with AVX-512, and `ranvier.kernels.native_byte_convolution` on those with
+AVX2.
 """
 
 from __future__ import annotations
@@ -14,23 +17,23 @@ import functools
 import math
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ranvier.export.lean_neurons import Lean, LeanIF, LeanLIF, LeanPLIF
+from ranvier.kernels import native_byte_convolution
 from ranvier.kernels.derived import Derived
-from ranvier.kernels.native_convolved_scan import Filters, Geometry
+from ranvier.kernels.native_byte_convolution import LARGEST_BYTE, ByteFilters
+from ranvier.kernels.native_convolution import Geometry
+from ranvier.kernels.native_convolved_scan import Filters
 from ranvier.models import Network
 from ranvier.nn import TimeFolded
 from ranvier.nn.hooks import is_hooked
 from ranvier.nn.structure import Activation, Block, Chain, Concat, Residual
 
 LARGEST_WEIGHT = 127
-LARGEST_BYTE = 127
-"""Two products of such a byte and such a weight fit the 16 bits in which processors without VNNI add them."""
-
 SPIKING = (LeanIF, LeanLIF, LeanPLIF)
 """Neurons whose output is 0 or 1."""
 CONTAINERS = (Chain, Residual, Concat, TimeFolded, nn.Sequential)
@@ -53,16 +56,17 @@ SPIKES = Bytes()
 """0 and 1, as they are."""
 
 
-def use_bytes(network: Network) -> int:
+def use_bytes(network: Network, numbers: torch.dtype = torch.bfloat16) -> int:
     """Let spikes run through a network as bytes, and give the convolutions that they reach int8 weights, in place.
 
     Bytes come from `IF`, `LIF` and `PLIF`. They pass max-pooling, flattening, sums with others (SEW) and, as sums
     whose divisor the next layer takes over, average-pooling without padding. A convolution with zero padding turns them
-    into currents again; whatever else they reach gets them as numbers of `bfloat16`. The encoder, which sees images,
-    and the readout keep their weights.
+    into currents again; whatever else they reach gets them as numbers. The encoder, which sees images, and the readout
+    keep their weights.
 
     Args:
         network: In float32, with lean neurons and its normalisation absorbed.
+        numbers: Of currents, and where bytes become numbers: bfloat16 or float32.
 
     Returns:
         How many convolutions have int8 weights now.
@@ -75,23 +79,30 @@ def use_bytes(network: Network) -> int:
     if shared is not None:
         raise ValueError(
             f"body.{shared} is used at two places, but int8 needs to know what each layer gets. "
-            'Use precision="bfloat16", or give each place a layer of its own.'
+            'Use precision="auto", or give each place a layer of its own.'
         )
     network.body, leaves = _through_block(network.body, None)
     network.body = _as_numbers(network.body, leaves)
+    for part in network.modules():
+        if isinstance(part, ByteConv2d | Numbers):
+            part.numbers = numbers
     return sum(isinstance(part, ByteConv2d) for part in network.modules())
 
 
 class ByteConv2d(nn.Module):
-    """A convolution of bytes with int8 weights: whole numbers inside, bfloat16 out.
+    """A convolution of bytes with int8 weights: whole numbers inside, currents out.
 
     On other devices, and where it is compiled, the same whole numbers are convolved in float32.
 
     Args:
         layer: In float32, padded with zeros.
         came: What its input stands for.
+
+    Attributes:
+        numbers: Type of the currents.
     """
 
+    numbers = torch.bfloat16
     weight: Tensor
     scale: Tensor
     bias: Tensor | None
@@ -111,7 +122,9 @@ class ByteConv2d(nn.Module):
         self.register_buffer("scale", scale / came.divisor)
         self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().float())
         self.register_buffer("zero_points", torch.zeros(len(weight), dtype=torch.int32))
+        self.most = came.most
         self._packed = Derived[Tensor]()
+        self._byte_filters = Derived[ByteFilters]()
         self._filters = Derived[Filters]()
 
     def filters(self) -> Filters | None:
@@ -124,7 +137,7 @@ class ByteConv2d(nn.Module):
     @property
     def geometry(self) -> Geometry:
         """How it moves over an image."""
-        return Geometry(*self.settings[:3])
+        return Geometry(*map(tuple, self.settings[:3]))
 
     @property
     def shape(self) -> torch.Size:
@@ -132,20 +145,28 @@ class ByteConv2d(nn.Module):
         return self.weight.shape
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map bytes `[N, C, H, W]` to bfloat16."""
+        """Map bytes `[N, C, H, W]` to currents."""
         stride, padding, dilation, groups = self.settings
         scale, bias = self.scale.float(), None if self.bias is None else self.bias.float()  # the network may be cast
-        if torch.compiler.is_compiling() or x.device.type != "cpu" or x.numel() == 0 or not has_kernels():
+        alone = torch.compiler.is_compiling() or x.device.type != "cpu" or x.numel() == 0
+        kernels = None if alone else byte_kernels()
+        if kernels == "native" and native_byte_convolution.fits(self.shape, self.geometry, groups):
+            tensors = (self.weight, self.scale) if self.bias is None else (self.weight, self.scale, self.bias)
+            filters = self._byte_filters(
+                tensors, lambda: ByteFilters.of(self.weight, scale, bias, self.geometry, self.most)
+            )
+            return native_byte_convolution.convolve(x, filters).to(self.numbers)
+        if kernels != "onednn":
             y = nn.functional.conv2d(x.float(), self.weight.float(), None, stride, padding, dilation, groups)
             y = y * scale.view(-1, 1, 1) + (0 if bias is None else bias.view(-1, 1, 1))
-            return y.to(torch.bfloat16)
+            return y.to(self.numbers)
         packed = self._packed(
             (self.weight, self.scale),
             lambda: torch.ops.onednn.qconv_prepack(self.weight, scale, 1.0, 0, *self.settings, None),
         )
         found: Tensor = torch.ops.onednn.qconv_pointwise(
             *(x, 1.0, 0, packed, scale, self.zero_points, bias, *self.settings),
-            *(1.0, 0, torch.bfloat16, "none", [None], ""),
+            *(1.0, 0, self.numbers, "none", [None], ""),
         )
         return found
 
@@ -205,8 +226,9 @@ class BytePool2d(nn.Module):
 
 
 class Numbers(nn.Module):
-    """Bytes as numbers of bfloat16."""
+    """Bytes as numbers of the type `numbers`."""
 
+    numbers = torch.bfloat16
     worth: Tensor | None
 
     def __init__(self, came: Bytes) -> None:
@@ -216,20 +238,19 @@ class Numbers(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map bytes `[N, C, ...]` to what they stand for."""
-        y = x.to(torch.bfloat16)
+        y = x.to(self.numbers)
         if self.worth is not None:
-            y = y * self.worth.to(torch.bfloat16).view(-1, *(1,) * (x.ndim - 2))
+            y = y * self.worth.to(self.numbers).view(-1, *(1,) * (x.ndim - 2))
         return y if self.divisor == 1 else y / self.divisor
 
 
 @functools.cache
-def has_kernels() -> bool:
-    """Whether this CPU and this build of torch have fast convolutions of bytes with int8 weights."""
-    return (
-        torch.backends.mkldnn.is_available()
-        and hasattr(torch.ops.onednn, "qconv_pointwise")
-        and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # AVX-512: on less, oneDNN takes forty times as long
-    )
+def byte_kernels() -> Literal["onednn", "native"] | None:
+    """Whose convolutions of bytes with int8 weights are fast on this CPU and with this torch; None without any."""
+    known = torch.backends.mkldnn.is_available() and hasattr(torch.ops.onednn, "qconv_pointwise")
+    if known and torch.ops.mkldnn._is_mkldnn_bf16_supported():  # AVX-512: on less, it takes forty times as long
+        return "onednn"
+    return "native" if native_byte_convolution.obstacle() is None else None
 
 
 def _through(parts: Iterable[nn.Module], came: Bytes | None) -> tuple[list[nn.Module], Bytes | None]:

@@ -20,12 +20,14 @@ from ranvier.conversion.vocabulary import LAYERS, ChannelAffine
 from ranvier.data import evaluation_batch_size
 from ranvier.evaluation.mode import device_of, evaluating
 from ranvier.export.byte_graph import use_bytes_in_graph
-from ranvier.export.byte_spikes import ByteConv2d, has_kernels, use_bytes
+from ranvier.export.byte_spikes import ByteConv2d, byte_kernels, use_bytes
 from ranvier.export.convolved_chain import use_convolved_scans
 from ranvier.export.convolved_graph import use_convolved_scans_in_graph
 from ranvier.export.lean_neurons import make_lean
-from ranvier.export.prepacked import Prepacked
+from ranvier.export.prepacked import Prepacked, packs
+from ranvier.kernels import native_byte_convolution
 from ranvier.kernels.dispatch import Choice, Implementation, choose, compile_whole
+from ranvier.kernels.precision import choose_precision
 from ranvier.models import Network, SpikingNetwork
 from ranvier.nn import BatchNorm, Carry, Neuron, ProxyActivation, ProxyNorm, TimeFolded, fold_time, unfold_time
 from ranvier.nn.converted import fixed_copy
@@ -33,11 +35,12 @@ from ranvier.nn.hooks import is_hooked
 from ranvier.nn.memory import PackedConv2d
 from ranvier.nn.structure import Chain
 
-Precision = Literal["int8", "bfloat16", "float32"]
+Precision = Literal["auto", "int8", "bfloat16", "float32"]
 """Of convolutions and linear layers."""
 
-DTYPES: dict[str, torch.dtype] = {"int8": torch.bfloat16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-"""Of what comes in, and of layers that have no other precision."""
+PRECISIONS = ("auto", "int8", "bfloat16", "float32")
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 PACKED = (
     "convolutions with weights packed once, and one kernel for each neuron, on a matrix unit for both; compiled, every "
@@ -47,7 +50,7 @@ PACKED = (
 
 
 def to_inference(
-    model: nn.Module, *, precision: Precision = "bfloat16", implementation: Implementation = "auto"
+    model: nn.Module, *, precision: Precision = "auto", implementation: Implementation = "auto"
 ) -> "InferenceNetwork":
     """A copy of a network that gives the same logits faster, and cannot be trained.
 
@@ -58,14 +61,16 @@ def to_inference(
     linear layer without `nn.Flatten`, whose outputs need not be the channels; behind a layer of another class, with
     hooks or with a parametrization, which stays as it is, in float32.
 
+    `auto` is bfloat16 where the device has instructions for it, and float32 elsewhere.
+
     At `bfloat16` weights are cast here, and not in every call, and images in it. Potentials, states and what neurons
     have learned stay float32, and so does the layer that gives the logits: it costs next to nothing, and logits of
     bfloat16 would often tie.
 
     At `int8` convolutions that get spikes (of `IF`, `LIF`, `PLIF`, and converted neurons but signed ones) have weights
     of 8 bits, with a scale for each output channel, and spikes are bytes: see `ranvier.export.byte_spikes`. Everything
-    else is as at `bfloat16`. In files these weights take a quarter of what float32 takes. Nothing but weights, those of
-    converted networks times thresholds, is rounded beyond bfloat16; measure what that costs:
+    else is as at `auto`. In files these weights take a quarter of what float32 takes. Nothing but weights, those of
+    converted networks times thresholds, is rounded beyond that; measure what that costs:
     `agreement(model, fast, images)`.
 
     On a CPU, `auto` runs layer by layer: weights of convolutions are packed once for the instructions of the machine,
@@ -78,9 +83,9 @@ def to_inference(
     Args:
         model: A network of `ranvier.models`, or what `ranvier.conversion` made; compiled or not. Not changed. It must
             be where it is to run.
-        precision: `int8`, `bfloat16` or `float32`. At float32 logits are those of `model` up to rounding, which flips a
-            spike where a potential is that close to its threshold. Of `ConvertedSNN`, whose spikes carry thresholds,
-            bfloat16 rounds those too.
+        precision: `auto`, `int8`, `bfloat16` or `float32`. At float32 logits are those of `model` up to rounding, which
+            flips a spike where a potential is that close to its threshold. Of `ConvertedSNN`, whose spikes carry
+            thresholds, bfloat16 rounds those too.
         implementation: `compiled` compiles the whole network as one graph, at the first call for each T. `reference`,
             `native` and `triton` run it layer by layer with that implementation of the neurons. `auto` chooses;
             `choice` of the result says what and why.
@@ -100,7 +105,7 @@ def to_inference(
     >>> fast(torch.rand(5, 16), 1, state=state).shape
     torch.Size([1, 5, 3])
     """
-    check_choice("precision", precision, tuple(DTYPES))
+    check_choice("precision", precision, PRECISIONS)
     with torch.inference_mode(False), torch.no_grad():  # tensors made in inference mode could not be used outside of it
         return _to_inference(_network_of(model), precision, implementation)
 
@@ -108,6 +113,8 @@ def to_inference(
 def _to_inference(network: SpikingNetwork, precision: Precision, implementation: Implementation) -> "InferenceNetwork":
     device = device_of(network)
     choice = _chosen(implementation, device)
+    fast = choose_precision("auto" if precision == "int8" else precision, device).precision
+    precision, dtype = "int8" if precision == "int8" else fast, DTYPES[fast]
     network = fixed_copy(network).eval().requires_grad_(False).float()
     for module in network.modules():
         if type(module) is PackedConv2d:  # it differs in what it keeps for backward, and there is none
@@ -119,16 +126,17 @@ def _to_inference(network: SpikingNetwork, precision: Precision, implementation:
             module.implementation = implementation if asked else "auto"
             if choice.implementation != "compiled":
                 make_lean(module, is_native=choice.implementation == "native")
-        if precision != "float32":
+        if dtype != torch.float32:
             _check_bfloat16(name, module)
     if precision == "int8":
-        _use_bytes(network, choice)
-    _prepare_layers(network, DTYPES[precision], pack=choice.implementation != "compiled" and _packs(device, precision))
+        _use_bytes(network, choice, dtype)
+    pack = choice.implementation != "compiled" and device.type == "cpu" and packs(dtype)
+    _prepare_layers(network, dtype, pack=pack)
     if choice.implementation == "native":
         use_convolved_scans(network)
         if isinstance(network, GraphSNN):
             use_convolved_scans_in_graph(network)
-    return InferenceNetwork(network, precision, choice)
+    return InferenceNetwork(network, precision, dtype, choice)
 
 
 class InferenceNetwork(SpikingNetwork):
@@ -137,13 +145,15 @@ class InferenceNetwork(SpikingNetwork):
     Attributes:
         network: The copy that runs.
         precision: Of its convolutions and linear layers.
+        dtype: Of what comes in, and of layers that have no other precision.
         choice: What runs it, and why.
     """
 
-    def __init__(self, network: SpikingNetwork, precision: Precision, choice: Choice) -> None:
+    def __init__(self, network: SpikingNetwork, precision: Precision, dtype: torch.dtype, choice: Choice) -> None:
         super().__init__(network.frame_dims, network.image_size)
         self.network = network
         self.precision = precision
+        self.dtype = dtype
         self.choice = choice
         self._compiled: dict[int, Callable[..., Any]] = {}
         self.eval()
@@ -166,7 +176,7 @@ class InferenceNetwork(SpikingNetwork):
         return -(-x.shape[1] // fastest)
 
     def _run(self, x: Tensor, steps: int, carry: Carry | None) -> Tensor:
-        x = x.to(DTYPES[self.precision])
+        x = x.to(self.dtype)
         if x.ndim == 5:
             x = unfold_time(fold_time(x).contiguous(memory_format=torch.channels_last), len(x))
         if self.choice.implementation != "compiled":
@@ -311,35 +321,29 @@ def _chosen(implementation: Implementation, device: torch.device) -> Choice:
     return Choice("native", PACKED)
 
 
-def _use_bytes(network: SpikingNetwork, choice: Choice) -> None:
+def _use_bytes(network: SpikingNetwork, choice: Choice, dtype: torch.dtype) -> None:
     """Have spikes run as bytes, or raise where that cannot be, or gains nothing."""
     if choice.implementation == "compiled":
         raise ValueError(
             'precision="int8" runs layer by layer, but the implementation is "compiled". Pass implementation="auto" on '
-            'a CPU; on other devices, where there is no such kernel, precision="bfloat16".'
+            'a CPU; on other devices, where there is no such kernel, precision="auto".'
         )
     if not isinstance(network, Network | GraphSNN):
         raise TypeError(
             'precision="int8" is for networks of ranvier.models and ranvier.conversion, but this one is a '
-            f'{type(network).__name__}. Pass precision="bfloat16".'
+            f'{type(network).__name__}. Pass precision="auto".'
         )
-    if device_of(network).type == "cpu" and not has_kernels():
+    if device_of(network).type == "cpu" and byte_kernels() is None:
         raise RuntimeError(
-            'precision="int8" needs a CPU with AVX-512 and a torch with oneDNN, which has kernels for it there. '
-            'Pass precision="bfloat16" or "float32".'
+            'precision="int8" needs a CPU with AVX-512 and a torch with oneDNN, which has kernels for it there, or one '
+            f'with AVX2 and ours: {native_byte_convolution.obstacle()} Pass precision="auto".'
         )
-    if (use_bytes(network) if isinstance(network, Network) else use_bytes_in_graph(network)) == 0:
+    count = use_bytes(network, dtype) if isinstance(network, Network) else use_bytes_in_graph(network, dtype)
+    if count == 0:
         raise ValueError(
             'precision="int8" has no effect: in this network no convolution gets the spikes of IF, LIF, PLIF or '
-            'converted neurons (but signed ones), or sums of them. Pass precision="bfloat16".'
+            'converted neurons (but signed ones), or sums of them. Pass precision="auto".'
         )
-
-
-def _packs(device: torch.device, precision: Precision) -> bool:
-    """Whether convolutions can run on packed weights."""
-    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return False
-    return precision == "float32" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 @torch.no_grad()

@@ -7,7 +7,15 @@ from torch import Tensor, nn
 
 from ranvier.kernels.convolution import convolve, fits, promises
 from ranvier.kernels.derived import Derived
-from ranvier.kernels.native_convolved_scan import Filters, Geometry
+from ranvier.kernels.native_convolution import Geometry
+from ranvier.kernels.native_convolved_scan import Filters
+
+
+def packs(dtype: torch.dtype) -> bool:
+    """Whether this CPU, with this build of torch, has convolutions on packed weights of this type."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
 
 
 class Prepacked(nn.Module):
@@ -47,8 +55,7 @@ class Prepacked(nn.Module):
         """Map `[N, C, H, W]` to `[N, O, H', W']`."""
         layer = self.layer
         x = x.to(layer.weight.dtype)
-        known = layer.weight.dtype in (torch.bfloat16, torch.float32)
-        if torch.compiler.is_compiling() or x.device.type != "cpu" or x.numel() == 0 or not known:
+        if torch.compiler.is_compiling() or x.device.type != "cpu" or x.numel() == 0 or not packs(layer.weight.dtype):
             y: Tensor = layer(x)
             return y
         where = list(layer.stride), [int(size) for size in layer.padding]

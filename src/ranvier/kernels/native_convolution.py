@@ -10,7 +10,7 @@ import math
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -61,6 +61,19 @@ def output_size(
 ) -> tuple[int, ...]:
     """Height and width of what a convolution gives."""
     return tuple((n + 2 * p - k) // s + 1 for n, k, s, p in zip(size, kernel, stride, padding, strict=True))
+
+
+class Geometry(NamedTuple):
+    """How a convolution moves over an image, of y and x."""
+
+    stride: Sequence[int]
+    padding: Sequence[int]
+    dilation: Sequence[int]
+
+    def output_size(self, size: Sequence[int], kernel: Sequence[int]) -> tuple[int, ...]:
+        """Height and width of what comes out."""
+        reach = [(k - 1) * d + 1 for k, d in zip(kernel, self.dilation, strict=True)]
+        return output_size(size, reach, self.stride, self.padding)
 
 
 def pays(input: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int]) -> bool:

@@ -23,7 +23,7 @@ from ranvier.kernels import native_tiles
 from ranvier.kernels.converted import Converted
 from ranvier.kernels.derived import Derived
 from ranvier.kernels.fused_scan import Kind
-from ranvier.kernels.native_convolution import BLOCK, FULL, MOST_TAPS, output_size
+from ranvier.kernels.native_convolution import BLOCK, FULL, MOST_TAPS, Geometry
 from ranvier.kernels.native_library import address, ask_for_huge_pages, definitions, load
 
 SOURCE = Path(__file__).with_suffix(".cpp")
@@ -36,19 +36,6 @@ ALONE = 2**22
 
 MOST_PLANS = 64
 """Shapes that are remembered; with more of them they are forgotten, and worked out again."""
-
-
-class Geometry(NamedTuple):
-    """How a convolution moves over an image, of y and x."""
-
-    stride: Sequence[int]
-    padding: Sequence[int]
-    dilation: Sequence[int]
-
-    def output_size(self, size: Sequence[int], kernel: Sequence[int]) -> tuple[int, ...]:
-        """Height and width of what comes out."""
-        reach = [(k - 1) * d + 1 for k, d in zip(kernel, self.dilation, strict=True)]
-        return output_size(size, reach, self.stride, self.padding)
 
 
 class Filters(NamedTuple):

@@ -135,6 +135,7 @@ def compare(
             f"{processes.num_processes} processes were started, but a comparison runs in one. Start it by itself: "
             "ranvier compare."
         )
+    recipe = replace(recipe, execution=recipe.execution.settled(processes.device))
     comparison = _start(out, resume, recipe, {"steps": steps, "each": each, "activation": activation})
     known = {(one.name, one.seed) for one in comparison.outcomes}
     jobs = [(row, seed) for seed in seeds for row in rows]

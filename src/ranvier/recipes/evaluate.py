@@ -107,7 +107,7 @@ def evaluate(
         source: Data set to use instead of the one it was trained on.
         steps: T; None for that of training.
         device: Where to run.
-        precision: `bfloat16` or `float32`; None for that of training.
+        precision: `bfloat16`, `float32`, or `auto` for what is fast there; None for that of training.
         early_exit: Whether to measure `ranvier.evaluation.early_exit`, too.
         max_loss: Accuracy that early exit may lose on the images that it is chosen on, as a share.
 

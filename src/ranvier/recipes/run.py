@@ -1,7 +1,7 @@
 """From a recipe to a trained network on disk."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -107,6 +107,7 @@ def run(
     """
     out = Path(out)
     accelerator = start_processes(recipe.execution)
+    recipe = replace(recipe, execution=recipe.execution.settled(accelerator.device))
     finished = (out / RESULTS).exists()
     if finished and not (resume and (out / CHECKPOINT).exists()):
         raise FileExistsError(

@@ -1,11 +1,11 @@
 """Training: one loop, its loss functions, optimizer, checkpoints."""
 
+from ranvier.kernels.precision import Precision
 from ranvier.training.checkpoints import Progress, load_checkpoint, read_progress, save_checkpoint
 from ranvier.training.direct import DirectLoss
 from ranvier.training.loop import (
     CHECKPOINT,
     Execution,
-    Precision,
     autocast,
     channels_last,
     end_processes,

@@ -5,9 +5,9 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from ranvier.checks import check_choice
 from ranvier.evaluation import AccuracyByStep, accuracy_by_step, score_by_step
 from ranvier.kernels.dispatch import IMPLEMENTATIONS, Implementation, choose, compile_whole
 from ranvier.kernels.full_float32 import full_float32
+from ranvier.kernels.precision import PRECISIONS, Precision, choose_precision
 from ranvier.nn import keep_plainly, pack_spikes, recompute_norms
 from ranvier.training.checkpoints import Progress, load_checkpoint, save_checkpoint
 from ranvier.training.optimization import Optimization
@@ -28,10 +29,6 @@ if TYPE_CHECKING:
 
 CHECKPOINT = "checkpoint.safetensors"
 """Name of the checkpoint in the folder of a run."""
-
-
-Precision = Literal["bfloat16", "float32"]
-"""Of convolutions and linear layers."""
 
 
 Memory = Literal["default", "low"]
@@ -75,8 +72,9 @@ class EpochBatches(Protocol):
 class Execution:
     """How a training runs on the machine; none of it is meant to change what is learned."""
 
-    precision: Precision = "bfloat16"
+    precision: Precision = "auto"
     """Precision of convolutions and linear layers (autocast); potentials, losses and parameters stay in float32.
+    auto: bfloat16 where the device has instructions for it, else float32; the card of a run names what it was.
     At float32 a GPU trains convolutions in TF32, as is torch's default, and scores them in float32."""
     implementation: Implementation = "auto"
     """compiled: whole, by torch.compile; reference, native, triton: eager; auto: compiled, with low memory eager."""
@@ -90,12 +88,16 @@ class Execution:
     """Write TensorBoard events beside metrics.jsonl."""
 
     def __post_init__(self) -> None:
-        check_choice("precision", self.precision, ("bfloat16", "float32"))
+        check_choice("precision", self.precision, PRECISIONS)
         check_choice("implementation", self.implementation, IMPLEMENTATIONS)
         check_choice("memory", self.memory, ("default", "low"))
         check_choice("device", self.device, ("auto", "cpu", "cuda"))
         if self.checkpoint_seconds < 0:
             raise ValueError(f"checkpoint_seconds is {self.checkpoint_seconds}, but must not be negative.")
+
+    def settled(self, device: torch.device) -> Self:
+        """The same, with the precision that it has on `device`; a run keeps that, and means the same elsewhere."""
+        return replace(self, precision=choose_precision(self.precision, device).precision)
 
     def compiles(self, device: torch.device) -> bool:
         """Whether the model is compiled on `device`; raises or warns where it cannot be."""
@@ -361,7 +363,8 @@ def _views(model: nn.Module, accelerator: "Accelerator", execution: Execution) -
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
     """The context in which a network runs at `precision`, in training and in evaluation."""
-    return nullcontext() if precision == "float32" else torch.autocast(device.type, torch.bfloat16)
+    chosen = choose_precision(precision, device).precision
+    return nullcontext() if chosen == "float32" else torch.autocast(device.type, torch.bfloat16)
 
 
 class _LossWatch:
