@@ -35,11 +35,11 @@ from ranvier import models, provenance
 from ranvier.atomic import write_json
 from ranvier.evaluation import accuracy_by_step
 from ranvier.export import to_inference
+from ranvier.kernels import choose_precision
 from ranvier.nn import LIF, BatchNorm
 from ranvier.recipes import load_trained
 from ranvier.training import channels_last
 
-OURS = "ranvier, bfloat16, auto"
 PLAIN = "ranvier, network in eval mode, float32"
 STREAM_TURN = 20
 """Streamed steps that a contender makes before the next one's turn; two more before them are not measured."""
@@ -202,7 +202,7 @@ def ann(precision: Any, implementation: Any) -> Callable[[Setting], Contender]:
 
 
 CONTENDERS: dict[str, Callable[[Setting], Contender]] = {
-    OURS: ours("bfloat16", "auto"),
+    "ranvier, bfloat16, auto": ours("bfloat16", "auto"),
     "ranvier, int8, auto": ours("int8", "auto"),
     "ranvier, float32, auto": ours("float32", "auto"),
     "ranvier, bfloat16, compiled": ours("bfloat16", "compiled"),
@@ -215,6 +215,7 @@ CONTENDERS: dict[str, Callable[[Setting], Contender]] = {
     "ANN at T B images, bfloat16, auto": ann("bfloat16", "auto"),
     "ANN at T B images, float32, auto": ann("float32", "auto"),
     "ANN at T B images, bfloat16, compiled": ann("bfloat16", "compiled"),
+    "ANN at T B images, float32, compiled": ann("float32", "compiled"),
 }
 
 
@@ -328,13 +329,12 @@ def of_a_run(folder: Path, data: str | None, batches: list[int], rounds: int) ->
         yield f"| {name} | {' | '.join(f'{statistics.median(values):.2f}' for values in found.values())} | {spread} |"
 
 
-HEADER = f"| | | median ms | range | / {OURS} |\n|---|---|---|---|---|"
 STREAM_HEADER = "| one streamed step, B=1 | p50 ms | p95 ms |\n|---|---|---|"
 
 
-def rows(name: str, seconds: dict[str, list[float]]) -> Iterator[str]:
+def rows(name: str, seconds: dict[str, list[float]], ours: str) -> Iterator[str]:
     for contender, values in seconds.items():
-        ratio = statistics.median(a / b for a, b in zip(values, seconds[OURS], strict=True))
+        ratio = statistics.median(a / b for a, b in zip(values, seconds[ours], strict=True))
         median, least, most = (1e3 * value for value in (statistics.median(values), min(values), max(values)))
         yield f"| {name} | {contender} | {median:.2f} | {least:.2f} to {most:.2f} | {ratio:.2f} |"
 
@@ -353,6 +353,13 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=(1, 32))
     parser.add_argument("--image-size", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=9, help="at least 7, unless it is a rehearsal")
+    parser.add_argument(
+        "--precisions",
+        nargs="+",
+        choices=("bfloat16", "float32"),
+        default=None,
+        help="by default both, or float32 where the device has no instructions for bfloat16",
+    )
     parser.add_argument("--stream-steps", type=int, default=200)
     parser.add_argument("--without-spikingjelly-compiled", action="store_true", help="compiling it takes minutes")
     parser.add_argument(
@@ -374,10 +381,14 @@ def main() -> None:
         parser.error(f"--rounds is {arguments.rounds}, but a median with its range needs at least 7 to be written")
     provenance.check_device(arguments.device)
     device = torch.device(arguments.device)
+    fast = choose_precision("auto", device).precision
+    precisions = arguments.precisions or (("bfloat16", "float32") if fast == "bfloat16" else ("float32",))
+    reference = f"ranvier, {fast if fast in precisions else precisions[0]}, auto"
     left_out = [
         name
         for name in CONTENDERS
-        if (arguments.without_spikingjelly_compiled and "SpikingJelly" in name and "torch.compile" in name)
+        if (not any(precision in name for precision in (*precisions, "int8")))
+        or (arguments.without_spikingjelly_compiled and "SpikingJelly" in name and "torch.compile" in name)
         or (arguments.device == "cuda" and name.endswith(", compiled"))  # there `auto` is that
     ]
     names = [name for name in CONTENDERS if name not in left_out]
@@ -389,7 +400,7 @@ def main() -> None:
     if wrong:
         raise SystemExit("Nothing was timed, because contenders do not compute the same:\n" + "\n".join(wrong))
     results: dict[str, dict[str, Any]] = {}
-    print(HEADER)
+    print(f"| | | median ms | range | / {reference} |\n|---|---|---|---|---|")
     for setting in settings:
         torch._dynamo.reset()
         case = Case(setting, names)
@@ -398,7 +409,7 @@ def main() -> None:
         if wrong:
             raise SystemExit("Stopped, because contenders do not compute the same:\n" + "\n".join(wrong))
         seconds = case.rounds(arguments.rounds)
-        print("\n".join(rows(setting.name, seconds)), flush=True)
+        print("\n".join(rows(setting.name, seconds, reference)), flush=True)
         results[setting.name] = {"seconds": seconds, "firing_rate": case.firing_rate(), "missing": case.missing}
     torch._dynamo.reset()
     stream = Case(Setting(1, 1, arguments.image_size, device), names).stream(arguments.stream_steps)

@@ -10,6 +10,9 @@ from ranvier.kernels.derived import Derived
 from ranvier.kernels.native_convolution import Geometry
 from ranvier.kernels.native_convolved_scan import Filters
 
+MOST_SIZES = 4
+"""Sizes of input for which weights are kept; with more of them they are forgotten, and packed again."""
+
 
 def packs(dtype: torch.dtype) -> bool:
     """Whether this CPU, with this build of torch, has convolutions on packed weights of this type."""
@@ -21,14 +24,16 @@ def packs(dtype: torch.dtype) -> bool:
 class Prepacked(nn.Module):
     """A convolution on a CPU whose weights were brought once into the order that its kernel reads.
 
-    Called directly, the kernel brings them into that order in every call. On another device the layer itself runs, and
+    Called directly, the kernel brings them into that order in every call. oneDNN has one for each size of images, and
+    for few of them others than for many: weights in the order of another size take up to forty times as long (AVX2).
+    So they are kept for the last sizes that came. On another device the layer itself runs, and
     spikes in float32 take the matrix unit, see `ranvier.kernels.convolution`, where there is one.
     """
 
     def __init__(self, layer: nn.Conv2d) -> None:
         super().__init__()
         self.layer = layer
-        self._packed = Derived[Tensor]()
+        self._packed: dict[tuple[int, ...], Derived[Tensor]] = {}
         self._filters = Derived[Filters]()
 
     def filters(self) -> Filters | None:
@@ -51,6 +56,15 @@ class Prepacked(nn.Module):
         """`[O, C, kernel height, kernel width]`."""
         return self.layer.weight.shape
 
+    def _for(self, size: tuple[int, ...]) -> Derived[Tensor]:
+        """Where the weights for inputs of this size are kept."""
+        found = self._packed.get(size)
+        if found is None:
+            kept = self._packed if len(self._packed) < MOST_SIZES else {}
+            found = Derived[Tensor]()
+            self._packed = {**kept, size: found}
+        return found
+
     def forward(self, x: Tensor) -> Tensor:
         """Map `[N, C, H, W]` to `[N, O, H', W']`."""
         layer = self.layer
@@ -63,7 +77,13 @@ class Prepacked(nn.Module):
         if not analog and promises(x, layer.weight, layer.bias, *where):
             return convolve(x, layer.weight, layer.bias, *where)
         settings: Any = (layer.padding, layer.stride, layer.dilation, layer.groups)
-        weight = self._packed(
-            (layer.weight,), lambda: torch._C._nn.mkldnn_reorder_conv2d_weight(layer.weight.to_mkldnn(), *settings)
+        # As many images, up to the next power of two, as for the kernel make a difference; tried with 1 to 128.
+        like = min(1 << (len(x) - 1).bit_length(), 8), *x.shape[1:]
+        packed = self._for((*like, torch.get_num_threads()))
+        weight = packed(
+            (layer.weight,),
+            lambda: torch._C._nn.mkldnn_reorder_conv2d_weight(  # type: ignore[call-arg]
+                layer.weight.to_mkldnn(), *settings, list(like)
+            ),
         )
         return torch.ops.mkldnn._convolution_pointwise(x, weight, layer.bias, *settings, "none", [], "")

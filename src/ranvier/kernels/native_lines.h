@@ -33,7 +33,14 @@ using Sent = uint8_t;
 using Sent = Element;
 #endif
 
-constexpr int LINE = 16;  // a cache line of floats; wider vectors are not kept in registers
+// Neurons that are taken at once: those of the widest vectors that the processor has, since the compiler keeps no wider ones
+// in registers.
+#if defined(__AVX__) && !defined(__AVX512F__)
+constexpr int LINE = 8;
+#else
+constexpr int LINE = 16;
+#endif
+constexpr int64_t CACHE_LINE = 16;  // floats
 
 // A line of neurons. The compiler maps arithmetic on them to what the processor has.
 typedef float Float __attribute__((vector_size(4 * LINE)));
@@ -72,10 +79,14 @@ INLINE void send(Element* to, Float value, int64_t count) {
     const auto sent = narrow(value);
 #if defined(__clang__)
     if (PAST_CACHES && count == LINE) return __builtin_nontemporal_store(sent, (decltype(narrow(value))*)to);
-#elif defined(__AVX__) && BFLOAT16
+#elif defined(__AVX512F__) && BFLOAT16
     if (PAST_CACHES && count == LINE) return _mm256_stream_si256((__m256i*)to, (__m256i)sent);
 #elif defined(__AVX512F__)
     if (PAST_CACHES && count == LINE) return _mm512_stream_ps(to, (__m512)sent);
+#elif defined(__AVX__) && BFLOAT16
+    if (PAST_CACHES && count == LINE) return _mm_stream_si128((__m128i*)to, (__m128i)sent);
+#elif defined(__AVX__)
+    if (PAST_CACHES && count == LINE) return _mm256_stream_ps(to, (__m256)sent);
 #endif
     std::memcpy(to, &sent, count * sizeof *to);
 }
@@ -92,8 +103,8 @@ INLINE Float at_least(Float u) { return u >= 0 ? all(1) : all(0); }
 
 // The first neuron of a chunk. All but the last chunk end with a cache line.
 INLINE int64_t begin_of(int64_t numel, int64_t chunks, int64_t chunk) {
-    const int64_t lines = (numel + LINE - 1) / LINE;
-    const int64_t begin = (lines * chunk / chunks) * LINE;
+    const int64_t lines = (numel + CACHE_LINE - 1) / CACHE_LINE;
+    const int64_t begin = (lines * chunk / chunks) * CACHE_LINE;
     return begin < numel ? begin : numel;
 }
 
