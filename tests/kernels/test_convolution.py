@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
-from ranvier.kernels import native_convolution
+from ranvier.kernels import native_convolution, native_event_gradient
 from ranvier.kernels.convolution import (
     _backward_operator,
     _operator,
@@ -23,6 +23,10 @@ from ranvier.kernels.convolution import (
 )
 
 needs_unit = pytest.mark.skipif(native_convolution.obstacle() is not None, reason=str(native_convolution.obstacle()))
+needs_kernels = pytest.mark.skipif(
+    None not in (native_convolution.obstacle(), native_event_gradient.obstacle()),
+    reason=str(native_event_gradient.obstacle()),
+)
 PLAIN: tuple[Any, ...] = ([1, 1], [1, 1])
 
 
@@ -188,7 +192,7 @@ def test_strides_over_a_few_places(images: int) -> None:
                 torch.testing.assert_close(one.double(), other, rtol=2.0**-7, atol=2.0**-7 * float(other.abs().max()))
 
 
-@needs_unit
+@needs_kernels
 def test_forward_mode_differentiation_of_backward_alone() -> None:
     x, weight = layer()
     tangents = []
@@ -202,7 +206,7 @@ def test_forward_mode_differentiation_of_backward_alone() -> None:
     torch.testing.assert_close(tangents[1], tangents[0], rtol=1e-4, atol=1e-2)
 
 
-@needs_unit
+@needs_kernels
 def test_gradients_of_gradients() -> None:
     x, weight = layer()
 
@@ -215,7 +219,7 @@ def test_gradients_of_gradients() -> None:
     torch.testing.assert_close(twice(lambda x, w: convolution(x, w, None, *PLAIN)), wanted, rtol=1e-4, atol=1e-6)
 
 
-@needs_unit
+@needs_kernels
 def test_only_the_gradients_that_are_needed() -> None:
     x, weight = layer()
     grad = torch.ones_like(convolve(x, weight, None, *PLAIN))
@@ -226,7 +230,7 @@ def test_only_the_gradients_that_are_needed() -> None:
     assert torch.equal(whole[0], differentiate(grad, x.detach(), weight, *PLAIN, [True, False, False])[0])  # type: ignore[arg-type]
 
 
-@needs_unit
+@needs_kernels
 def test_operators_keep_their_promises() -> None:
     x, weight = layer()
     torch.library.opcheck(_operator, (x.requires_grad_(), weight.requires_grad_(), torch.ones(64), *PLAIN))
@@ -237,7 +241,7 @@ def test_operators_keep_their_promises() -> None:
     )
 
 
-@needs_unit
+@needs_kernels
 def test_where_it_does_not_fit() -> None:
     x, weight = layer()
     assert fits(x, weight, None, (1, 1), 1)
@@ -254,7 +258,7 @@ def test_where_it_does_not_fit() -> None:
     assert seen == [False]
 
 
-@needs_unit
+@needs_kernels
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -284,7 +288,7 @@ def test_what_torch_refuses_is_refused(wrong: dict[str, Any], compiled: bool) ->
         run(x, weight, bias)
 
 
-@needs_unit
+@needs_kernels
 @pytest.mark.parametrize("bias", [torch.ones(1).expand(64), torch.arange(128.0)[::2], torch._neg_view(torch.ones(64))])
 def test_any_memory(bias: Tensor) -> None:
     x, weight = layer()
@@ -296,7 +300,7 @@ def test_any_memory(bias: Tensor) -> None:
     assert convolution(x[:0], weight, bias, *PLAIN).shape == few.shape
 
 
-@needs_unit
+@needs_kernels
 def test_the_type_of_new_tensors_does_not_matter() -> None:
     x, weight = layer()
     wanted = convolution(x, weight, None, *PLAIN)
@@ -311,7 +315,7 @@ def test_the_type_of_new_tensors_does_not_matter() -> None:
         assert torch.equal(convolution(x, weight, None, *PLAIN), wanted)
 
 
-@needs_unit
+@needs_kernels
 def test_one_graph_takes_any_number_of_images() -> None:
     graphs = []
 
@@ -326,7 +330,7 @@ def test_one_graph_takes_any_number_of_images() -> None:
     assert len(graphs) == 2  # the second for any number
 
 
-@needs_unit
+@needs_kernels
 def test_forward_mode() -> None:
     x, weight = layer()
     for enabled in (True, False):
@@ -334,7 +338,7 @@ def test_forward_mode() -> None:
             assert not fits(x, weight, None, (1, 1), 1)
 
 
-@needs_unit
+@needs_kernels
 def test_an_operator_in_a_fresh_process_asks_for_the_unit() -> None:
     code = """
 import torch, ranvier.kernels.convolution
@@ -346,13 +350,75 @@ print(int(y.max()))
     assert (done.returncode, done.stdout) == (0, "288\n"), done.stderr
 
 
-def test_without_the_unit_nothing_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_kernels_nothing_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native_convolution, "obstacle", lambda: "this processor lacks amx_bf16.")
+    monkeypatch.setattr(native_event_gradient, "obstacle", lambda: "this processor lacks fma.")
     assert not fits(*layer(), None, (1, 1), 1)
-    assert explain_convolutions() == "those of torch (this processor lacks amx_bf16.)"
+    assert explain_convolutions() == "those of torch; this processor lacks fma. (this processor lacks amx_bf16.)"
 
 
-@needs_unit
+# --------------------------------------------------------------------------------------------- events, where no unit is
+
+
+@pytest.fixture
+def lists(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """For each gradient of weights that was asked of it, whether it was found by listing events."""
+    if native_event_gradient.obstacle() is not None:
+        pytest.skip(str(native_event_gradient.obstacle()))
+    monkeypatch.setattr(native_convolution, "obstacle", lambda: "this processor lacks amx_bf16.")
+    asked: list[bool] = []
+    find = native_event_gradient.grad_weight
+
+    def count(*arguments: Any, **options: Any) -> Tensor | None:
+        found = find(*arguments, **options)
+        asked.append(found is not None)
+        return found
+
+    monkeypatch.setattr(native_event_gradient, "grad_weight", count)
+    return asked
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("biased", [False, True])
+def test_gradients_of_weights_read_events_alone(lists: list[bool], compiled: bool, biased: bool) -> None:
+    x, weight = layer()
+    bias = torch.randn(64, generator=torch.Generator().manual_seed(3)).requires_grad_() if biased else None
+
+    def ours(x: Tensor, weight: Tensor) -> Tensor:
+        return convolution(x, weight, bias, *PLAIN)
+
+    run = torch.compile(ours, fullgraph=True, backend="aot_eager") if compiled else ours
+    got = gradients(run, x, weight)
+    wanted = gradients(lambda x, weight: torch.conv2d(x, weight, bias, *PLAIN), x, weight)
+    assert lists == [True]
+    assert torch.equal(got[0], wanted[0])  # forward, and the gradient of x, are those of torch
+    assert torch.equal(got[1], wanted[1])
+    torch.testing.assert_close(got[2], wanted[2], rtol=1e-5, atol=1e-4)
+    assert explain_convolutions().startswith("those of torch, but gradients of weights in float32 read only spikes (")
+
+
+def test_dense_inputs_are_those_of_torch_to_the_bit(lists: list[bool]) -> None:
+    x, weight = layer(spikes=False)
+    wanted = gradients(lambda x, weight: torch.conv2d(x, weight, None, *PLAIN), x, weight)
+    got = gradients(lambda x, weight: convolution(x, weight, None, *PLAIN), x, weight)
+    assert lists == []  # the first values told
+    x[0] = 0  # and now they do not
+    wanted = gradients(lambda x, weight: torch.conv2d(x, weight, None, *PLAIN), x, weight)
+    got = gradients(lambda x, weight: convolution(x, weight, None, *PLAIN), x, weight)
+    assert lists == [False]
+    assert all(torch.equal(one, other) for one, other in zip(got, wanted, strict=True))
+
+
+def test_frozen_weights_and_gradients_of_the_bias(lists: list[bool]) -> None:
+    x, weight = layer()
+    bias = torch.zeros(64, requires_grad=True)
+    convolution(x, weight, bias, *PLAIN).sum().backward()
+    assert lists == []
+    assert bias.grad is not None
+    assert torch.equal(bias.grad, torch.full((64,), 40.0 * 30))
+
+
+@needs_kernels
 def test_operations_are_counted_as_ever() -> None:
     x, weight = layer()
     with FlopCounterMode(display=False) as counter:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ranvier.kernels.convolution import convolve, fits, promises
+from ranvier.kernels.convolution import convolve, fits, passes_of
 from ranvier.kernels.derived import Derived
 from ranvier.kernels.native_convolution import Geometry
 from ranvier.kernels.native_convolved_scan import Filters
@@ -74,7 +74,7 @@ class Prepacked(nn.Module):
             return y
         where = list(layer.stride), [int(size) for size in layer.padding]
         analog = x.dtype != torch.float32 or not fits(x, layer.weight, layer.bias, layer.dilation, layer.groups)
-        if not analog and promises(x, layer.weight, layer.bias, *where):
+        if not analog and passes_of(x, layer.weight, layer.bias, *where).output:
             return convolve(x, layer.weight, layer.bias, *where)
         settings: Any = (layer.padding, layer.stride, layer.dilation, layer.groups)
         # As many images, up to the next power of two, as for the kernel make a difference; tried with 1 to 128.

@@ -1,10 +1,11 @@
-"""Convolutions that are faster on a CPU whose matrix unit takes bfloat16 only (AMX), with unchanged results.
+"""Convolutions that are faster on a CPU than those of torch, with unchanged results.
 
     y = conv(x, w) + b
 
-In bfloat16 the unit is what torch's convolutions run on, too, but those take several times as long on small images, and
-most of all for the gradient of the weights. Each of the three passes runs here where that was measured to be faster.
-Sums are taken in float32, and the gradient of weights in float32 is not rounded to bfloat16.
+**On a matrix unit** (AMX), which takes bfloat16 only. In bfloat16 the unit is what torch's convolutions run on, too,
+but those take several times as long on small images, and most of all for the gradient of the weights. Each of the three
+passes runs here where that was measured to be faster. Sums are taken in float32, and the gradient of weights in float32
+is not rounded to bfloat16.
 
 In float32, which stays float32, the input has to be spikes: products of spikes with float32 weights, and with float32
 gradients, are exact in three parts of bfloat16 each: see `ranvier.kernels.native_convolution`. Sums are rounded in
@@ -12,6 +13,10 @@ float32, as in any convolution, and in another order. Whether values are spikes,
 read; where they are not, and where it would not pay, the convolution is that of torch. Weights and gradients below
 2^-100 lose digits, since the unit takes what is smaller than 2^-126 for zero; where they are infinite, or above
 3.39e38, NaN comes out.
+
+**On CPUs with AVX2** and without such a unit, in float32: the gradient of the weights reads only what of the input is
+not zero, of spikes a fifth or so: see `ranvier.kernels.native_event_gradient`. Where more is not, it is that of torch.
+What is infinite or NaN in the gradient of the output reaches the weights only where the input is not zero.
 
 Under autocast backward reads the weights themselves, not a copy in bfloat16: they must not be written to before.
 """
@@ -26,12 +31,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ranvier.kernels import native_convolution
+from ranvier.kernels import native_convolution, native_event_gradient
 from ranvier.kernels.dispatch import is_transformed
 from ranvier.kernels.fused_scan import is_traced
 
 SAMPLE = 2**12
-"""Values that tell, mostly, whether an input is of spikes."""
+"""Values that tell, mostly, whether an input is of spikes, or of zeros."""
 
 FEW_PLACES = 64
 """Of an input of bfloat16, up to which its output comes sooner; of an output, up to which the gradient of x does."""
@@ -65,11 +70,12 @@ def fits(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: Sequence[int]
         return False
     if x.dtype not in (torch.float32, torch.bfloat16) or not same or groups != 1 or tuple(dilation) != (1, 1):
         return False
-    return _unit_is_there() and x.is_contiguous(memory_format=torch.channels_last)
+    there = _unit_is_there() or (x.dtype == torch.float32 and _events_are_listed())
+    return there and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def promises(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int]) -> bool:
-    """Whether it would pay, and the first values could be spikes: spares what is analog a look at all of them.
+    """Whether it would pay, and the first values could be spikes, or mostly zeros: spares others a look at all of them.
 
     What no convolution can be made of promises nothing, so that torch says what is wrong with it.
     """
@@ -89,7 +95,10 @@ def passes_of(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[i
     none = Passes(False, False, False)
     if bias is not None and (bias.dtype != weight.dtype or bias.device != x.device or bias.shape != weight.shape[:1]):
         return none
-    if not (_unit_is_there() and native_convolution.pays(x, weight, stride, padding)):
+    if not _unit_is_there():
+        listed = x.dtype == torch.float32 and native_event_gradient.pays(x, weight, stride, padding)
+        return Passes(False, False, of_weight=listed and _mostly_zeros(x, stride))
+    if not native_convolution.pays(x, weight, stride, padding):
         return none
     if x.dtype == torch.float32:
         few = x[0].permute(1, 2, 0).flatten()[:SAMPLE]
@@ -98,14 +107,19 @@ def passes_of(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[i
     return Passes(math.prod(x.shape[2:]) <= FEW_PLACES, places <= FEW_PLACES, places <= SOME_PLACES)
 
 
+def _mostly_zeros(x: Tensor, stride: Sequence[int]) -> bool:
+    few = x[0].permute(1, 2, 0).flatten()[:SAMPLE]
+    return int(few.count_nonzero()) <= native_event_gradient.most_events(stride) * few.numel()
+
+
 def explain_convolutions() -> str:
     """Say what runs convolutions on this machine's CPU, and why."""
     obstacle = native_convolution.obstacle()
-    return (
-        "matrix unit (AMX): spikes in float32, and small images in bfloat16"
-        if obstacle is None
-        else f"those of torch ({obstacle})"
-    )
+    if obstacle is None:
+        return "matrix unit (AMX): spikes in float32, and small images in bfloat16"
+    lists = native_event_gradient.obstacle()
+    how = ", but gradients of weights in float32 read only spikes" if lists is None else f"; {lists}"
+    return f"those of torch{how} ({obstacle})"
 
 
 def convolution(
@@ -189,8 +203,9 @@ def _differentiate(
     tensors = _laid_out(grad), _laid_out(x), _laid_out(weight).float()
     grad_x = grad_weight = None
     if needed[1] and ours.of_weight:
-        grad_weight = native_convolution.grad_weight(*tensors, stride, padding)
-        if grad_weight is None:  # float32, and no spikes
+        find = native_convolution.grad_weight if _unit_is_there() else native_event_gradient.grad_weight
+        grad_weight = find(*tensors, stride, padding)
+        if grad_weight is None:  # float32, and no spikes, or too many of them
             return _differentiate_plainly(grad, x, weight, stride, padding, needed)
     if needed[0] and ours.of_x:
         grad_x = native_convolution.grad_spikes(*tensors, stride, padding)
@@ -235,8 +250,13 @@ def _unit_is_there() -> bool:
     return native_convolution.obstacle() is None
 
 
+def _events_are_listed() -> bool:
+    return native_event_gradient.obstacle() is None
+
+
 # What torch.compiler.assume_constant_result sets, see `ranvier.kernels.dispatch`: the tracer cannot read /proc.
 _unit_is_there._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_events_are_listed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 class _Convolution(torch.autograd.Function):

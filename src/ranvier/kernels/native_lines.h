@@ -49,7 +49,7 @@ typedef uint32_t Bits __attribute__((vector_size(4 * LINE)));
 typedef uint16_t Half __attribute__((vector_size(2 * LINE)));
 typedef uint8_t Byte __attribute__((vector_size(LINE)));
 
-INLINE Float all(float value) { return Float{} + value; }
+INLINE Float all(float value) { return value - Float{}; }  // + would not be left out, for the sake of -0
 
 // The first `count` lanes from memory, 0 in the others; and to memory.
 INLINE Float load(const float* from, int64_t count) {

@@ -9,7 +9,7 @@ from ranvier.nn.hooks import is_hooked
 def run_layer(layer: nn.Module, x: Tensor) -> Tensor:
     """`layer(x)`, of an ordinary layer on `[T * B, ...]`.
 
-    A 2-D convolution in bfloat16, or in float32 whose input is spikes or sums of few of them, gives what it would give
+    A 2-D convolution in bfloat16, or in float32 whose input is spikes or mostly zero, gives what it would give
     otherwise, but for the order of its sums: see `ranvier.kernels.convolution`.
     """
     conv = layer if type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and not is_hooked(layer) else None
