@@ -69,9 +69,9 @@ def measure(images: int, channels: int, size: int, filters: int, stride: int, dt
     ways = ([False, True], [True, False])
     torchs = [lambda: torch.conv2d(x, theirs_weight, None, *where)]
     torchs += [lambda needed=needed: backward(x, theirs_weight, grad, needed) for needed in ways]
-    ours = [lambda: convolve(x, weight, None, *where)]
+    ours = [lambda: convolve(x, weight, None, *where, learned=True)]
     ours += [lambda needed=needed: differentiate(grad, x, weight, *where, [*needed, False]) for needed in ways]
-    passes = passes_of(x, weight, None, *where)
+    passes = passes_of(x, weight, None, *where, learned=True)
     runs_here = Passes(passes.output, passes.of_weight, passes.of_x)  # in the order of the columns
 
     def values(runs: list[Callable[[], object]]) -> list[Tensor]:

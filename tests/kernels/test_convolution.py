@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
-from ranvier.kernels import native_convolution, native_event_gradient
+from ranvier.kernels import native_convolution, native_event_convolution
 from ranvier.kernels.convolution import (
     _backward_operator,
     _operator,
@@ -24,8 +24,8 @@ from ranvier.kernels.convolution import (
 
 needs_unit = pytest.mark.skipif(native_convolution.obstacle() is not None, reason=str(native_convolution.obstacle()))
 needs_kernels = pytest.mark.skipif(
-    None not in (native_convolution.obstacle(), native_event_gradient.obstacle()),
-    reason=str(native_event_gradient.obstacle()),
+    None not in (native_convolution.obstacle(), native_event_convolution.obstacle()),
+    reason=str(native_event_convolution.obstacle()),
 )
 PLAIN: tuple[Any, ...] = ([1, 1], [1, 1])
 
@@ -222,7 +222,7 @@ def test_gradients_of_gradients() -> None:
 @needs_kernels
 def test_only_the_gradients_that_are_needed() -> None:
     x, weight = layer()
-    grad = torch.ones_like(convolve(x, weight, None, *PLAIN))
+    grad = torch.ones_like(convolve(x, weight, None, *PLAIN, learned=True))
     for needed in ([True, False, True], [False, True, False], [False, False, True]):
         found = differentiate(grad, x, weight, *PLAIN, needed)
         assert [one is not None for one in found] == needed
@@ -233,7 +233,7 @@ def test_only_the_gradients_that_are_needed() -> None:
 @needs_kernels
 def test_operators_keep_their_promises() -> None:
     x, weight = layer()
-    torch.library.opcheck(_operator, (x.requires_grad_(), weight.requires_grad_(), torch.ones(64), *PLAIN))
+    torch.library.opcheck(_operator, (x.requires_grad_(), weight.requires_grad_(), torch.ones(64), *PLAIN, True))
     grad = channels_last(torch.ones(40, 64, 6, 5))
     torch.library.opcheck(_backward_operator, (grad, x.detach(), weight.detach(), *PLAIN, [True, False, True]))
     torch.library.opcheck(
@@ -343,7 +343,7 @@ def test_an_operator_in_a_fresh_process_asks_for_the_unit() -> None:
     code = """
 import torch, ranvier.kernels.convolution
 x = torch.ones(64, 32, 5, 5).to(memory_format=torch.channels_last)
-y = torch.ops.ranvier.convolution(x, torch.ones(64, 32, 3, 3), None, [1, 1], [1, 1])
+y = torch.ops.ranvier.convolution(x, torch.ones(64, 32, 3, 3), None, [1, 1], [1, 1], False)
 print(int(y.max()))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -352,7 +352,7 @@ print(int(y.max()))
 
 def test_without_kernels_nothing_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native_convolution, "obstacle", lambda: "this processor lacks amx_bf16.")
-    monkeypatch.setattr(native_event_gradient, "obstacle", lambda: "this processor lacks fma.")
+    monkeypatch.setattr(native_event_convolution, "obstacle", lambda: "this processor lacks fma.")
     assert not fits(*layer(), None, (1, 1), 1)
     assert explain_convolutions() == "those of torch; this processor lacks fma. (this processor lacks amx_bf16.)"
 
@@ -363,18 +363,18 @@ def test_without_kernels_nothing_fits(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def lists(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """For each gradient of weights that was asked of it, whether it was found by listing events."""
-    if native_event_gradient.obstacle() is not None:
-        pytest.skip(str(native_event_gradient.obstacle()))
+    if native_event_convolution.obstacle() is not None:
+        pytest.skip(str(native_event_convolution.obstacle()))
     monkeypatch.setattr(native_convolution, "obstacle", lambda: "this processor lacks amx_bf16.")
     asked: list[bool] = []
-    find = native_event_gradient.grad_weight
+    find = native_event_convolution.grad_weight
 
     def count(*arguments: Any, **options: Any) -> Tensor | None:
         found = find(*arguments, **options)
         asked.append(found is not None)
         return found
 
-    monkeypatch.setattr(native_event_gradient, "grad_weight", count)
+    monkeypatch.setattr(native_event_convolution, "grad_weight", count)
     return asked
 
 
@@ -391,10 +391,14 @@ def test_gradients_of_weights_read_events_alone(lists: list[bool], compiled: boo
     got = gradients(run, x, weight)
     wanted = gradients(lambda x, weight: torch.conv2d(x, weight, bias, *PLAIN), x, weight)
     assert lists == [True]
-    assert torch.equal(got[0], wanted[0])  # forward, and the gradient of x, are those of torch
-    assert torch.equal(got[1], wanted[1])
-    torch.testing.assert_close(got[2], wanted[2], rtol=1e-5, atol=1e-4)
-    assert explain_convolutions().startswith("those of torch, but gradients of weights in float32 read only spikes (")
+    assert torch.equal(got[1], wanted[1])  # the gradient of x is that of torch
+    for place in (0, 2):
+        torch.testing.assert_close(got[place], wanted[place], rtol=1e-5, atol=1e-4)
+    found = native_event_convolution.forward(x, weight, None if bias is None else bias.detach(), *PLAIN)
+    assert torch.equal(got[0], found)  # type: ignore[arg-type]
+    assert explain_convolutions().startswith("those of torch, but training in float32 reads spikes alone (")
+    with torch.no_grad():  # nothing is learned, and answers are those of torch to the bit
+        assert torch.equal(run(x, weight), wanted[0])
 
 
 def test_dense_inputs_are_those_of_torch_to_the_bit(lists: list[bool]) -> None:

@@ -74,8 +74,8 @@ class Prepacked(nn.Module):
             return y
         where = list(layer.stride), [int(size) for size in layer.padding]
         analog = x.dtype != torch.float32 or not fits(x, layer.weight, layer.bias, layer.dilation, layer.groups)
-        if not analog and passes_of(x, layer.weight, layer.bias, *where).output:
-            return convolve(x, layer.weight, layer.bias, *where)
+        if not analog and passes_of(x, layer.weight, layer.bias, *where, learned=False).output:
+            return convolve(x, layer.weight, layer.bias, *where, learned=False)
         settings: Any = (layer.padding, layer.stride, layer.dilation, layer.groups)
         # As many images, up to the next power of two, as for the kernel make a difference; tried with 1 to 128.
         like = min(1 << (len(x) - 1).bit_length(), 8), *x.shape[1:]

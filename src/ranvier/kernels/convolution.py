@@ -14,9 +14,10 @@ read; where they are not, and where it would not pay, the convolution is that of
 2^-100 lose digits, since the unit takes what is smaller than 2^-126 for zero; where they are infinite, or above
 3.39e38, NaN comes out.
 
-**On CPUs with AVX2** and without such a unit, in float32: the gradient of the weights reads only what of the input is
-not zero, of spikes a fifth or so: see `ranvier.kernels.native_event_gradient`. Where more is not, it is that of torch.
-What is infinite or NaN in the gradient of the output reaches the weights only where the input is not zero.
+**On CPUs with AVX2** and without such a unit, in float32, training reads only what of the input is not zero, of spikes
+a fifth or so, for the output and for the gradient of the weights: see `ranvier.kernels.native_event_convolution`. Where
+more is not, they are those of torch. What is infinite or NaN in the weights, or in the gradient of the output, arrives
+only where it meets what is not zero.
 
 Under autocast backward reads the weights themselves, not a copy in bfloat16: they must not be written to before.
 """
@@ -31,7 +32,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ranvier.kernels import native_convolution, native_event_gradient
+from ranvier.kernels import native_convolution, native_event_convolution
 from ranvier.kernels.dispatch import is_transformed
 from ranvier.kernels.fused_scan import is_traced
 
@@ -79,7 +80,7 @@ def promises(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[in
 
     What no convolution can be made of promises nothing, so that torch says what is wrong with it.
     """
-    return any(passes_of(x, weight, bias, stride, padding))
+    return any(passes_of(x, weight, bias, stride, padding, learned=True))
 
 
 class Passes(NamedTuple):
@@ -90,14 +91,24 @@ class Passes(NamedTuple):
     of_weight: bool
 
 
-def passes_of(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int]) -> Passes:
-    """Which passes run here, on an input of which `fits` says that it fits; arguments as of `promises`."""
+def passes_of(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int], *, learned: bool
+) -> Passes:
+    """Which passes run here, on an input of which `fits` says that it fits; arguments as of `promises`.
+
+    Outputs are found from events where something is `learned` alone: how many there are differs from step to step, and
+    what a network answers must not depend on how many steps come at once.
+    """
     none = Passes(False, False, False)
     if bias is not None and (bias.dtype != weight.dtype or bias.device != x.device or bias.shape != weight.shape[:1]):
         return none
     if not _unit_is_there():
-        listed = x.dtype == torch.float32 and native_event_gradient.pays(x, weight, stride, padding)
-        return Passes(False, False, of_weight=listed and _mostly_zeros(x, stride))
+        if x.dtype != torch.float32 or not native_event_convolution.pays(x, weight, stride, padding):
+            return none
+        few = x[0].permute(1, 2, 0).flatten()[:SAMPLE]
+        share = int(few.count_nonzero()) / few.numel()
+        output = learned and share <= native_event_convolution.most_forward(weight)
+        return Passes(output, False, share <= native_event_convolution.most_backward(stride))
     if not native_convolution.pays(x, weight, stride, padding):
         return none
     if x.dtype == torch.float32:
@@ -107,18 +118,13 @@ def passes_of(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[i
     return Passes(math.prod(x.shape[2:]) <= FEW_PLACES, places <= FEW_PLACES, places <= SOME_PLACES)
 
 
-def _mostly_zeros(x: Tensor, stride: Sequence[int]) -> bool:
-    few = x[0].permute(1, 2, 0).flatten()[:SAMPLE]
-    return int(few.count_nonzero()) <= native_event_gradient.most_events(stride) * few.numel()
-
-
 def explain_convolutions() -> str:
     """Say what runs convolutions on this machine's CPU, and why."""
     obstacle = native_convolution.obstacle()
     if obstacle is None:
         return "matrix unit (AMX): spikes in float32, and small images in bfloat16"
-    lists = native_event_gradient.obstacle()
-    how = ", but gradients of weights in float32 read only spikes" if lists is None else f"; {lists}"
+    lists = native_event_convolution.obstacle()
+    how = ", but training in float32 reads spikes alone" if lists is None else f"; {lists}"
     return f"those of torch{how} ({obstacle})"
 
 
@@ -143,17 +149,19 @@ def convolution(
             return _convolve_plainly(x, weight, bias, stride, padding)
         learned = any(tensor is not None and tensor.requires_grad for tensor in (x, weight, bias))
         if torch.is_grad_enabled() and learned:
-            output: Tensor = _Convolution.apply(x, weight, bias, stride, padding)
+            output: Tensor = _Convolution.apply(x, weight, bias, stride, padding, True)
             return output
-    return convolve(x, weight, bias, stride, padding)
+    return convolve(x, weight, bias, stride, padding, learned=torch.is_grad_enabled())
 
 
-def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int]) -> Tensor:
-    """What `convolution` gives, for who has the gradients from `differentiate`."""
+def convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int], *, learned: bool
+) -> Tensor:
+    """What `convolution` gives, for who has the gradients from `differentiate` if there is something to be learned."""
     if is_traced(x, weight, bias):
-        output: Tensor = _operator(x, weight, bias, stride, padding)
+        output: Tensor = _operator(x, weight, bias, stride, padding, learned)
         return output
-    return _convolve(x, weight, bias, stride, padding)
+    return _convolve(x, weight, bias, stride, padding, learned)
 
 
 def differentiate(
@@ -168,10 +176,13 @@ def differentiate(
     return _differentiate(grad, x, weight, stride, padding, needed)
 
 
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int]) -> Tensor:
-    if passes_of(x, weight, bias, stride, padding).output:
+def _convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int], learned: bool
+) -> Tensor:
+    if passes_of(x, weight, bias, stride, padding, learned=learned).output:
         numbers = _laid_out(x), _laid_out(weight).float(), None if bias is None else _in_line(bias).float()
-        output = native_convolution.forward(*numbers, stride, padding)
+        find = native_convolution.forward if _unit_is_there() else native_event_convolution.forward
+        output = find(*numbers, stride, padding)
         if output is not None:
             return output
     return _laid_out(_convolve_plainly(x, weight, bias, stride, padding))
@@ -197,13 +208,13 @@ def _is_unsafe(x: Tensor, stride: Sequence[int]) -> bool:
 def _differentiate(
     grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int], needed: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    ours = passes_of(x, weight, None, stride, padding)
+    ours = passes_of(x, weight, None, stride, padding, learned=True)
     if not ((needed[0] and ours.of_x) or (needed[1] and ours.of_weight)):
         return _differentiate_plainly(grad, x, weight, stride, padding, needed)
     tensors = _laid_out(grad), _laid_out(x), _laid_out(weight).float()
     grad_x = grad_weight = None
     if needed[1] and ours.of_weight:
-        find = native_convolution.grad_weight if _unit_is_there() else native_event_gradient.grad_weight
+        find = native_convolution.grad_weight if _unit_is_there() else native_event_convolution.grad_weight
         grad_weight = find(*tensors, stride, padding)
         if grad_weight is None:  # float32, and no spikes, or too many of them
             return _differentiate_plainly(grad, x, weight, stride, padding, needed)
@@ -251,7 +262,7 @@ def _unit_is_there() -> bool:
 
 
 def _events_are_listed() -> bool:
-    return native_event_gradient.obstacle() is None
+    return native_event_convolution.obstacle() is None
 
 
 # What torch.compiler.assume_constant_result sets, see `ranvier.kernels.dispatch`: the tracer cannot read /proc.
@@ -279,14 +290,16 @@ class _Convolution(torch.autograd.Function):
 @torch.library.custom_op(
     "ranvier::convolution",
     mutates_args=(),
-    schema="(Tensor x, Tensor weight, Tensor? bias, SymInt[] stride, SymInt[] padding) -> Tensor",
+    schema="(Tensor x, Tensor weight, Tensor? bias, SymInt[] stride, SymInt[] padding, bool learned) -> Tensor",
 )
-def _operator(x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int]) -> Tensor:
-    return _convolve(x, weight, bias, stride, padding)
+def _operator(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int], learned: bool
+) -> Tensor:
+    return _convolve(x, weight, bias, stride, padding, learned)
 
 
 @_operator.register_fake
-def _(x, weight, _bias, stride, padding):
+def _(x, weight, _bias, stride, padding, _learned):
     size = native_convolution.output_size(x.shape[2:], weight.shape[2:], stride, padding)
     return _laid_out(x.new_empty(x.shape[0], weight.shape[0], *size))
 
@@ -320,7 +333,7 @@ def _(_grad, x, weight, _stride, _padding, needed):
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, _, *ctx.settings = inputs
+    x, weight, _, *ctx.settings, _ = inputs
     ctx.save_for_backward(x, weight)
 
 
@@ -328,7 +341,7 @@ def _from_context(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     # Gradients of gradients are wanted where this is recorded: those of torch have them.
     find = _differentiate_plainly if torch.is_grad_enabled() else differentiate
     (x, weight), (stride, padding) = ctx.saved_tensors, ctx.settings
-    return *find(grad, x, weight, stride, padding, ctx.needs_input_grad[:3]), None, None
+    return *find(grad, x, weight, stride, padding, ctx.needs_input_grad[:3]), None, None, None
 
 
 _operator.register_autograd(_from_context, setup_context=_setup_context)

@@ -42,7 +42,8 @@ class PackedConv2d(nn.Conv2d):
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if not torch.is_grad_enabled():
             if fits(input, weight, bias, self.dilation, self.groups):
-                return convolve(input, weight, bias, list(self.stride), [int(size) for size in self.padding])
+                padding = [int(size) for size in self.padding]
+                return convolve(input, weight, bias, list(self.stride), padding, learned=False)
             return super()._conv_forward(input, weight, bias)
         if torch.is_autocast_enabled(input.device.type):  # what autocast does to a convolution
             dtype = torch.get_autocast_dtype(input.device.type)
@@ -65,7 +66,7 @@ class _PackedConvolution(torch.autograd.Function):
         stride, padding, dilation, groups = settings
         ctx.fits = fits(spikes, weight, bias, dilation, groups)
         if ctx.fits:
-            return convolve(spikes, weight, bias, list(stride), list(padding))
+            return convolve(spikes, weight, bias, list(stride), list(padding), learned=True)
         return torch.conv2d(spikes, weight, bias, *settings)
 
     @staticmethod

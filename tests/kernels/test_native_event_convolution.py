@@ -1,4 +1,4 @@
-"""Gradients of weights that read only what is not zero, against double precision."""
+"""Convolutions, and gradients of their weights, that read only what is not zero, against double precision."""
 
 import pytest
 import torch
@@ -7,13 +7,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ranvier import provenance
-from ranvier.kernels import native_event_gradient
-from ranvier.kernels.native_event_gradient import (
+from ranvier.kernels import native_event_convolution
+from ranvier.kernels.native_event_convolution import (
+    BLOCK,
     FEWEST_CHANNELS,
     FEWEST_TAPS,
-    MOST_EVENTS,
-    MOST_EVENTS_STRIDED,
+    MOST_BACKWARD,
+    MOST_BACKWARD_STRIDED,
+    MOST_FORWARD,
     MOST_STRIDE,
+    forward,
     grad_weight,
     obstacle,
     pays,
@@ -55,13 +58,24 @@ def tensors(
     return channels_last(torch.randn(y.shape, generator=generator)), x, weight
 
 
-def same(got: Tensor | None, given: tuple[Tensor, Tensor, Tensor], *where: tuple[int, int]) -> None:
+def differ(got: Tensor | None, exact: Tensor, sizes: Tensor) -> None:
     """Within rounding of sums in float32."""
     assert got is not None
+    assert got.dtype == torch.float32
     assert got.is_contiguous(memory_format=torch.channels_last)
+    assert got.shape == exact.shape
+    assert ((got - exact).abs() <= LAST_BITS * sizes + 1e-30).all()
+
+
+def both_are_right(given: tuple[Tensor, Tensor, Tensor], *where: tuple[int, int]) -> None:
     grad, x, weight = given
     sizes = exactly(grad.abs(), x.abs(), weight, *where)
-    assert ((got - exactly(grad, x, weight, *where)).abs() <= LAST_BITS * sizes + 1e-30).all()
+    differ(grad_weight(grad, x, weight, *where, most=1.0), exactly(grad, x, weight, *where), sizes)
+    bias = grad[0, :, 0, 0].contiguous()
+    for shift in (None, bias):
+        numbers = x.double(), weight.double(), None if shift is None else shift.double()
+        sizes = torch.conv2d(*(None if one is None else one.abs() for one in numbers), *where)  # type: ignore[arg-type]
+        differ(forward(x, weight, shift, *where, most=1.0), torch.conv2d(*numbers, *where), sizes)
 
 
 @needs_avx2
@@ -91,7 +105,7 @@ def test_any_sizes(
     if any(n + 2 * p < k for n, p, k in zip(size, padding, kernel, strict=True)):
         return
     given = tensors(images, channels, outs, size, kernel, stride, padding, share, seed)
-    same(grad_weight(*given, stride, padding, most=1.0), given, stride, padding)
+    both_are_right(given, stride, padding)
 
 
 @needs_avx2
@@ -100,7 +114,7 @@ def test_any_sizes(
 def test_images_in_several_segments(size: tuple[int, int], stride: tuple[int, int]) -> None:
     """Larger than the part of the gradient that a cache holds, in rows or in columns."""
     given = tensors(3, 10, 20, size, (3, 3), stride, (1, 1), 0.2)
-    same(grad_weight(*given, stride, (1, 1), most=1.0), given, stride, (1, 1))
+    both_are_right(given, stride, (1, 1))
 
 
 @needs_avx2
@@ -108,7 +122,7 @@ def test_inputs_in_several_parts() -> None:
     """More values than are listed at once, and a last part that is smaller."""
     given = tensors(70, 40, 9, (8, 9), (3, 3), (1, 1), (1, 1), 0.2)
     assert given[1].numel() > 2**17
-    same(grad_weight(*given, (1, 1), (1, 1)), given, (1, 1), (1, 1))
+    both_are_right(given, (1, 1), (1, 1))
 
 
 @needs_avx2
@@ -128,18 +142,26 @@ def test_any_number_of_threads_gives_the_same_bits() -> None:
     try:
         for threads in (1, 2, 3, 7):
             torch.set_num_threads(threads)
-            found.append(grad_weight(*given, (1, 1), (1, 1)))
+            found.append((grad_weight(*given, (1, 1), (1, 1)), forward(*given[1:], None, (1, 1), (1, 1), most=1.0)))
     finally:
         torch.set_num_threads(before)
-    assert all(torch.equal(one, found[0]) for one in found)  # type: ignore[arg-type]
+    for pair in found:
+        assert all(torch.equal(one, other) for one, other in zip(pair, found[0], strict=True))  # type: ignore[arg-type]
 
 
 @needs_avx2
-@pytest.mark.parametrize(("stride", "most"), [((1, 1), MOST_EVENTS), ((2, 2), MOST_EVENTS_STRIDED)])
+@pytest.mark.parametrize(("stride", "most"), [((1, 1), MOST_BACKWARD), ((2, 2), MOST_BACKWARD_STRIDED)])
 def test_dense_inputs_are_left_to_others(stride: tuple[int, int], most: float) -> None:
     for share, listed in ((most + 0.1, False), (most - 0.1, True)):
         given = tensors(8, 16, 16, (8, 8), (3, 3), stride, (1, 1), share)
         assert (grad_weight(*given, stride, (1, 1)) is not None) is listed
+
+
+@needs_avx2
+def test_outputs_of_dense_inputs_and_of_few_filters_are_left_to_others() -> None:
+    for share, outs, listed in ((0.1, BLOCK, True), (MOST_FORWARD + 0.1, BLOCK, False), (0.1, BLOCK // 2, False)):
+        given = tensors(8, 16, outs, (8, 8), (3, 3), (1, 1), (1, 1), share)
+        assert (forward(*given[1:], None, (1, 1), (1, 1)) is not None) is listed
 
 
 @needs_avx2
@@ -150,6 +172,11 @@ def test_nan_arrives() -> None:
         found = grad_weight(*given, (1, 1), (1, 1))
         assert found is not None
         assert found.isnan().any()
+    given = tensors(2, 8, 8, (4, 4), (3, 3), (1, 1), (1, 1), 0.3)
+    given[1][given[1] != 0] = float("nan")
+    spread = forward(*given[1:], None, (1, 1), (1, 1), most=1.0)
+    assert spread is not None
+    assert spread.isnan().any()
 
 
 def test_what_pays() -> None:
@@ -181,5 +208,5 @@ def test_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(provenance, "processor_features", lambda: "x86_64 avx2 fma")
     monkeypatch.setattr(provenance, "cpp_compiler", lambda: "g++")
-    monkeypatch.setattr(native_event_gradient, "_library", fail)
+    monkeypatch.setattr(native_event_convolution, "_library", fail)
     assert unwrapped() == "compiling them failed: no space."
