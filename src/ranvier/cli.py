@@ -13,11 +13,11 @@ from ranvier.checks import check_choice
 from ranvier.conversion import Settings
 from ranvier.evaluation import Costs
 from ranvier.evaluation.early_exit import MAX_LOSS
+from ranvier.kernels import Precision
 from ranvier.recipes import AnnRecipe, FinetuneRecipe, Recipe
 from ranvier.recipes.catalogue import ANN_RECIPES, RECIPES
 from ranvier.recipes.compare import ComparedMethod
 from ranvier.recipes.network import ActivationName, ModelName, NeuronName
-from ranvier.training import Precision
 
 # A recipe is a subcommand whose flags are the fields of the recipe, with its values as defaults.
 AnyRecipe = tyro.extras.subcommand_type_from_defaults(

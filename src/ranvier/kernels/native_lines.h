@@ -94,7 +94,13 @@ INLINE void send(Element* to, Float value, int64_t count) {
 #if BYTES
 template <bool PAST_CACHES>
 INLINE void send(uint8_t* to, Float value, int64_t count) {
+#if defined(__AVX2__) && !defined(__AVX512F__) && !defined(__clang__)  // else the compiler takes lanes out one by one
+    const __m256i above = (__m256i)(value > 0);
+    const __m128i halves = _mm_packs_epi32(_mm256_castsi256_si128(above), _mm256_extracti128_si256(above, 1));
+    const __m128i sent = _mm_and_si128(_mm_packs_epi16(halves, halves), _mm_set1_epi8(1));
+#else
     const Byte sent = __builtin_convertvector((Bits)(value > 0) & 1, Byte);
+#endif
     std::memcpy(to, &sent, count);
 }
 #endif

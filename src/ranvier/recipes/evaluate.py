@@ -14,12 +14,12 @@ from ranvier.conversion import ConversionError, ConvertedSNN
 from ranvier.data import Batches
 from ranvier.evaluation import AccuracyByStep, Activity, Costs, EarlyExit, Energy, accuracy_by_step, firing_rates
 from ranvier.evaluation.early_exit import MAX_LOSS
-from ranvier.kernels import compile_whole
+from ranvier.kernels import Precision, compile_whole
 from ranvier.kernels.full_float32 import full_float32
 from ranvier.recipes.recipe import AnnRecipe
 from ranvier.recipes.trained import Trained, load_trained, sample
 from ranvier.report import early_exit_curve
-from ranvier.training import Precision, autocast, channels_last, lay_out
+from ranvier.training import autocast, channels_last, lay_out
 
 ENERGY_SAMPLES = 500
 

@@ -13,6 +13,7 @@ from ranvier.atomic import tuples
 from ranvier.conversion import ConvertedSNN
 from ranvier.data import Batches, ImageSet, ImageSplits, Normalization, StreamedImages, evaluation_batch_size, events
 from ranvier.data.events import FrameSet, FrameSplits
+from ranvier.kernels import Precision
 from ranvier.models import Network
 from ranvier.recipes.recipe import (
     AnnRecipe,
@@ -23,7 +24,7 @@ from ranvier.recipes.recipe import (
     TrainingRecipe,
     read_recipe,
 )
-from ranvier.training import CHECKPOINT, Precision
+from ranvier.training import CHECKPOINT
 from ranvier.weights import load_parameters, load_tensors
 
 MODEL = "model.safetensors"

@@ -1,6 +1,5 @@
 """Training: one loop, its loss functions, optimizer, checkpoints."""
 
-from ranvier.kernels.precision import Precision
 from ranvier.training.checkpoints import Progress, load_checkpoint, read_progress, save_checkpoint
 from ranvier.training.direct import DirectLoss
 from ranvier.training.loop import (
@@ -29,7 +28,6 @@ __all__ = [
     "DirectLoss",
     "Execution",
     "Optimization",
-    "Precision",
     "Progress",
     "ProxyForm",
     "ProxyLoss",
