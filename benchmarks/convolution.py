@@ -1,16 +1,18 @@
-"""Milliseconds and errors of convolutions on the matrix unit, against torch's.
+"""Milliseconds and errors of our convolutions, on a matrix unit or from events, against torch's.
 
     python benchmarks/convolution.py
+    python benchmarks/convolution.py --threads 2 --shares 0.15 0.4
     python benchmarks/convolution.py --precisions bfloat16 --threads 2 --rounds 15
 
-Forward, and the gradients of weights and of the input, which are spikes: a fifth of the neurons fire. Both take turns
-in every round. Stated are the lowest of all rounds (a kernel has no spread but what disturbs it), ratios of these and
-of the medians, and the largest difference from double precision over the largest value. In bfloat16 a pass that
-`ranvier.kernels.convolution` leaves to torch says so. Nothing is timed where ours is further off than a few units in
-the last place.
+Forward, and the gradients of weights and of the input, which are spikes: a fifth of the neurons fire, or `--shares`.
+Both take turns in every round. Stated are the lowest of all rounds (a kernel has no spread but what disturbs it),
+ratios of these and of the medians, and the largest difference from double precision over the largest value. A pass that
+`ranvier.kernels.convolution` leaves to torch has one number. Nothing is timed where ours is further off than a few
+units in the last place.
 """
 
 import argparse
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -19,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ranvier import provenance
+from ranvier.kernels import choose_precision
 from ranvier.kernels.convolution import Passes, convolve, differentiate, explain_convolutions, passes_of
 
 LAYERS = (  # images, channels, size, filters, stride
@@ -51,9 +54,11 @@ def error(got: Tensor, exact: Tensor) -> float:
     return ((got.double() - exact).abs().max() / exact.abs().max()).item()
 
 
-def measure(images: int, channels: int, size: int, filters: int, stride: int, dtype: torch.dtype, rounds: int) -> str:
+def measure(
+    images: int, channels: int, size: int, filters: int, stride: int, dtype: torch.dtype, share: float, rounds: int
+) -> str:
     generator = torch.Generator().manual_seed(0)
-    x = (torch.rand(images, channels, size, size, generator=generator) < 0.2).to(dtype)
+    x = (torch.rand(images, channels, size, size, generator=generator) < share).to(dtype)
     weight = 0.05 * torch.randn(filters, channels, 3, 3, generator=generator)
     weight = weight.to(dtype).float()  # so that nothing is rounded that double precision does not see
     x, weight = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (x, weight))
@@ -97,16 +102,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--precisions", nargs="+", choices=("float32", "bfloat16"), default=("float32", "bfloat16"))
+    parser.add_argument("--shares", type=float, nargs="+", default=(0.2,), help="of neurons that fire")
+    parser.add_argument(
+        "--precisions",
+        nargs="+",
+        choices=("float32", "bfloat16"),
+        default=("float32", "bfloat16") if choose_precision("auto", "cpu").precision == "bfloat16" else ("float32",),
+        help="by default both, or float32 where the processor has no instructions for bfloat16",
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     print(f"convolutions run on: {explain_convolutions()}")
-    for precision in arguments.precisions:
-        print(f"\n{precision}; torch / ours ms where ours runs, threads: {arguments.threads}\n")
+    for precision, share in itertools.product(arguments.precisions, arguments.shares):
+        print(f"\n{precision}, {share:.0%} fire; torch / ours ms where ours runs, threads: {arguments.threads}\n")
         print("| images, channels, size, filters | output | weights | spikes | ratio | of medians | errors | ours |")
         print("|---|---|---|---|---|---|---|---|")
         for layer in LAYERS:
-            print(measure(*layer, getattr(torch, precision), arguments.rounds), flush=True)
+            print(measure(*layer, getattr(torch, precision), share, arguments.rounds), flush=True)
     print(f"\ndevice: {provenance.device_name('cpu')}\nversions: {provenance.versions()}")
 
 
