@@ -41,6 +41,7 @@ Precision = Literal["auto", "int8", "bfloat16", "float32"]
 PRECISIONS = ("auto", "int8", "bfloat16", "float32")
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+"""Of what comes in, and of layers that have no other precision."""
 
 PACKED = (
     "convolutions with weights packed once, and one kernel for each neuron, on a matrix unit for both; compiled, every "

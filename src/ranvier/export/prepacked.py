@@ -77,7 +77,7 @@ class Prepacked(nn.Module):
         if not analog and passes_of(x, layer.weight, layer.bias, *where, learned=False).output:
             return convolve(x, layer.weight, layer.bias, *where, learned=False)
         settings: Any = (layer.padding, layer.stride, layer.dilation, layer.groups)
-        # As many images, up to the next power of two, as for the kernel make a difference; tried with 1 to 128.
+        # How many images there are changes the order as well, but only where they are few; tried with 1 to 128.
         like = min(1 << (len(x) - 1).bit_length(), 8), *x.shape[1:]
         packed = self._for((*like, torch.get_num_threads()))
         weight = packed(

@@ -9,7 +9,6 @@ import ctypes
 import functools
 import math
 import platform
-import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,9 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ranvier import provenance
 from ranvier.kernels.native_convolution import Geometry
-from ranvier.kernels.native_library import address, ask_for_huge_pages, load
+from ranvier.kernels.native_library import address, ask_for_huge_pages, load, obstacle_of
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 
@@ -152,15 +150,9 @@ def _plan(x: torch.Size, shape: Sequence[int], geometry: Geometry, most: int, th
 @functools.cache
 def obstacle() -> str | None:
     """What keeps the kernel from running here; None if nothing does."""
-    if platform.machine().lower() not in ("x86_64", "amd64") or "avx2" not in provenance.processor_features().split():
+    if platform.machine().lower() not in ("x86_64", "amd64"):
         return "this processor lacks avx2."
-    if provenance.cpp_compiler() is None:
-        return "it needs a C++ compiler and found none. Install one (Debian: apt-get install g++) or set CXX."
-    try:
-        _library()
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-        return f"{error}."
-    return None
+    return obstacle_of(("avx2",), _library)
 
 
 @functools.cache

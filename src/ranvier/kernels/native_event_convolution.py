@@ -11,16 +11,14 @@ See `native_event_convolution.cpp`.
 import ctypes
 import functools
 import math
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ranvier import provenance
 from ranvier.kernels.native_convolution import output_size
-from ranvier.kernels.native_library import address, ask_for_huge_pages, definitions, load
+from ranvier.kernels.native_library import address, ask_for_huge_pages, definitions, load, obstacle_of
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 
@@ -157,17 +155,7 @@ def _run(
 @functools.cache
 def obstacle() -> str | None:
     """What keeps this from running here; None if nothing does."""
-    features = provenance.processor_features().split()
-    missing = [feature for feature in NEEDED if feature not in features]
-    if missing:
-        return f"this processor lacks {', '.join(missing)}."
-    if provenance.cpp_compiler() is None:
-        return "it needs a C++ compiler and found none. Install one (Debian: apt-get install g++) or set CXX."
-    try:
-        _library()
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-        return f"{error}."
-    return None
+    return obstacle_of(NEEDED, _library)
 
 
 @functools.cache

@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -91,6 +92,21 @@ def load(source: Path, defined: tuple[str, ...]) -> ctypes.CDLL:
             return ctypes.CDLL(str(path))
     except OSError as error:
         raise RuntimeError(f"{path} cannot be written or read: {error}. Set RANVIER_CACHE to another folder") from error
+
+
+def obstacle_of(needed: Sequence[str], library: Callable[[], object]) -> str | None:
+    """What keeps a library from running here: a feature of the processor, or compiling it; None if nothing does."""
+    features = provenance.processor_features().split()
+    missing = [feature for feature in needed if feature not in features]
+    if missing:
+        return f"this processor lacks {', '.join(missing)}."
+    if provenance.cpp_compiler() is None:
+        return "it needs a C++ compiler and found none. Install one (Debian: apt-get install g++) or set CXX."
+    try:
+        library()
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        return f"{error}."
+    return None
 
 
 def _compile(command: list[str], source: Path, path: Path) -> None:
