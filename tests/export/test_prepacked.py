@@ -8,7 +8,12 @@ from torch import nn
 
 from ranvier.export import prepacked
 from ranvier.export.prepacked import MOST_SIZES, Prepacked, packs
+from ranvier.kernels import native_convolution, native_event_convolution
 
+needs_events = pytest.mark.skipif(
+    native_convolution.obstacle() is None or native_event_convolution.obstacle() is not None,
+    reason="convolutions do not read spikes alone on this processor",
+)
 needs_onednn = pytest.mark.skipif(not packs(torch.float32), reason="torch without oneDNN")
 
 
@@ -46,6 +51,42 @@ def test_weights_are_packed_once_for_sizes_that_are_alike(layer: Prepacked, monk
     torch.testing.assert_close(layer(x), layer.layer(x), rtol=1e-5, atol=1e-4)
     assert len(packed) == 3
     torch.testing.assert_close(copy.deepcopy(layer)(x), layer(x))
+
+
+def spikes(share: float, images: int = 3) -> torch.Tensor:
+    x = torch.rand(images, 16, 9, 9)
+    return torch.where(x < share, 1 + x, 0).contiguous(memory_format=torch.channels_last)
+
+
+@needs_events
+@needs_onednn
+def test_the_first_input_decides_whether_spikes_alone_are_read(layer: Prepacked) -> None:
+    assert layer.reads_events is None
+    nothing = layer(spikes(0.0))
+    assert torch.equal(nothing, layer.layer(spikes(0.0)))
+    assert layer.reads_events is None
+    others = copy.deepcopy(layer)
+    for which, first, then in ((layer, 0.1, 0.9), (others, 0.9, 0.1)):
+        for share in (first, then, 0.0):
+            x = spikes(share)
+            torch.testing.assert_close(which(x), layer.layer(x), rtol=1e-5, atol=1e-5)
+            assert which.reads_events is (which is layer)
+    copied = copy.deepcopy(layer)
+    assert copied.reads_events is True
+    assert torch.equal(copied(x), layer(x))
+
+
+@needs_events
+@needs_onednn
+def test_answers_from_spikes_do_not_depend_on_what_else_there_is(layer: Prepacked) -> None:
+    x = spikes(0.2, images=40)
+    whole = layer(x)
+    assert layer.reads_events
+    for count in (1, 3, 16):
+        assert torch.equal(torch.cat([layer(part) for part in x.split(count)]), whole)
+    assert torch.equal(layer(x.contiguous()), whole)  # whatever their layout
+    layer.layer.weight.data = 2 * layer.layer.weight  # other weights are packed anew
+    torch.testing.assert_close(layer(x), layer.layer(x), rtol=1e-5, atol=1e-5)
 
 
 def test_bfloat16_is_packed_where_there_are_kernels_for_it(monkeypatch: pytest.MonkeyPatch) -> None:

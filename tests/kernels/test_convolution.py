@@ -22,6 +22,7 @@ from ranvier.kernels.convolution import (
     differentiate,
     explain_convolutions,
     fits,
+    prefers_events,
 )
 
 needs_unit = pytest.mark.skipif(native_convolution.obstacle() is not None, reason=str(native_convolution.obstacle()))
@@ -398,7 +399,8 @@ def test_gradients_of_weights_read_events_alone(lists: list[bool], compiled: boo
         torch.testing.assert_close(got[place], wanted[place], rtol=1e-5, atol=1e-4)
     found = native_event_convolution.forward(x, weight, None if bias is None else bias.detach(), *PLAIN)
     assert torch.equal(got[0], found)  # type: ignore[arg-type]
-    assert explain_convolutions().startswith("those of torch, but training in float32 reads spikes alone (")
+    told = explain_convolutions()
+    assert told.startswith("those of torch, but in float32 training and prepared networks read spikes alone (")
     with torch.no_grad():  # nothing is learned, and answers are those of torch to the bit
         assert torch.equal(run(x, weight), wanted[0])
 
@@ -409,6 +411,15 @@ def test_some_rows_do_not_stand_for_all(lists: list[bool], places: tuple[int, in
     x, _ = layer()
     x[:, :, places[0] : places[1]] = 1
     assert _share_of_events(x) == pytest.approx(float((x != 0).float().mean()), abs=0.05)
+
+
+@pytest.mark.parametrize(("share", "answer"), [(0.0, None), (0.2, True), (0.7, False)])
+def test_who_chooses_once_is_told_by_the_share(lists: list[bool], share: float, answer: bool | None) -> None:
+    _, weight = layer()
+    x = channels_last((torch.rand(2, weight.shape[1], 16, 16) < share).float())
+    assert prefers_events(x, weight, *PLAIN) is answer
+    assert prefers_events(x[:, 1:], weight, *PLAIN) is False  # no convolution
+    assert prefers_events(x.bfloat16(), weight, *PLAIN) is False
 
 
 def test_dense_inputs_are_those_of_torch_to_the_bit(lists: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:

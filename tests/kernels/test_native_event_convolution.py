@@ -19,6 +19,7 @@ from ranvier.kernels.native_event_convolution import (
     forward,
     grad_weight,
     obstacle,
+    pack,
     pays,
 )
 
@@ -147,6 +148,20 @@ def test_any_number_of_threads_gives_the_same_bits() -> None:
         torch.set_num_threads(before)
     for pair in found:
         assert all(torch.equal(one, other) for one, other in zip(pair, found[0], strict=True))  # type: ignore[arg-type]
+
+
+@needs_avx2
+@pytest.mark.parametrize(("channels", "outs", "kernel"), [(8, 8, (3, 3)), (30, 33, (1, 5)), (130, 64, (4, 2))])
+def test_packed_weights_give_the_same_bits_for_any_size(channels: int, outs: int, kernel: tuple[int, int]) -> None:
+    weight = tensors(3, channels, outs, (6, 6), kernel, (1, 1), (1, 1), 0.2)[2]
+    packed = pack(weight)
+    assert torch.equal(pack(weight.contiguous()), packed)  # in any order
+    for size in ((6, 6), (20, 5)):
+        x = tensors(3, channels, outs, size, kernel, (1, 1), (1, 1), 0.2)[1]
+        found = forward(x, weight, None, (1, 1), (1, 1), most=1.0, packed=packed)
+        wanted = forward(x, weight, None, (1, 1), (1, 1), most=1.0)
+        assert found is not None
+        assert torch.equal(found, wanted)  # type: ignore[arg-type]
 
 
 @needs_avx2

@@ -24,6 +24,7 @@ from ranvier.export.byte_spikes import ByteConv2d, byte_kernels, use_bytes
 from ranvier.export.convolved_chain import use_convolved_scans
 from ranvier.export.convolved_graph import use_convolved_scans_in_graph
 from ranvier.export.lean_neurons import make_lean
+from ranvier.export.lean_residual import add_in_place
 from ranvier.export.prepacked import Prepacked, packs
 from ranvier.kernels import native_byte_convolution
 from ranvier.kernels.dispatch import Choice, Implementation, choose, compile_whole
@@ -77,7 +78,8 @@ def to_inference(
     On a CPU, `auto` runs layer by layer: weights of convolutions are packed once for the instructions of the machine,
     which a compiled network does in every call. SEW-ResNet-18 at batch 1 takes half as long again when compiled. On a
     matrix unit (AMX) a convolution and the neurons behind it are one kernel, and currents stay float32: see
-    `ranvier.export.convolved_chain`.
+    `ranvier.export.convolved_chain`. With AVX2, convolutions in float32 whose input is mostly zero read spikes alone;
+    which ones, the first images decide: let them be typical, and a call with all steps, before anything is streamed.
     Larger batches than `ranvier.data.evaluation_batch_size` pass in parts, which stay in the caches, unless a state
     comes or is wanted, or a hook watches. Elsewhere `auto` compiles.
 
@@ -137,6 +139,8 @@ def _to_inference(network: SpikingNetwork, precision: Precision, implementation:
         use_convolved_scans(network)
         if isinstance(network, GraphSNN):
             use_convolved_scans_in_graph(network)
+    if choice.implementation != "compiled":
+        add_in_place(network)
     return InferenceNetwork(network, precision, dtype, choice)
 
 
@@ -200,7 +204,9 @@ class InferenceNetwork(SpikingNetwork):
     def extra_repr(self) -> str:
         """Settings, as printed."""
         few = sum(isinstance(part, ByteConv2d) for part in self.modules())
-        return f"precision={self.precision}, {self.choice.implementation}" + f", {few} convolutions of int8" * (few > 0)
+        lists = sum(isinstance(part, Prepacked) and bool(part.reads_events) for part in self.modules())
+        said = f"precision={self.precision}, {self.choice.implementation}" + f", {few} convolutions of int8" * (few > 0)
+        return said + f", {lists} convolutions that read spikes alone" * (lists > 0)
 
     def train(self, mode: bool = True) -> "InferenceNetwork":
         """Stay in evaluation, whatever is asked: there is nothing to train."""

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ranvier.kernels.convolution import convolve, fits, passes_of
+from ranvier.kernels import native_event_convolution
+from ranvier.kernels.convolution import convolve, fits, passes_of, prefers_events
 from ranvier.kernels.derived import Derived
 from ranvier.kernels.native_convolution import Geometry
 from ranvier.kernels.native_convolved_scan import Filters
@@ -28,12 +29,21 @@ class Prepacked(nn.Module):
     for few of them others than for many: weights in the order of another size take up to forty times as long (AVX2).
     So they are kept for the last sizes that came. On another device the layer itself runs, and
     spikes in float32 take the matrix unit, see `ranvier.kernels.convolution`, where there is one.
+
+    With AVX2, an input in float32 that is mostly zero is read by `ranvier.kernels.native_event_convolution`, which
+    passes over what is. The first input with anything in it decides that, once: the ways round differently, and an
+    answer must not depend on what else is in its batch, nor on how many steps come at once.
+
+    Attributes:
+        reads_events: Whether it was decided so; None until then.
     """
 
     def __init__(self, layer: nn.Conv2d) -> None:
         super().__init__()
         self.layer = layer
+        self.reads_events: bool | None = None
         self._packed: dict[tuple[int, ...], Derived[Tensor]] = {}
+        self._packed_for_events = Derived[Tensor]()
         self._filters = Derived[Filters]()
 
     def filters(self) -> Filters | None:
@@ -73,9 +83,18 @@ class Prepacked(nn.Module):
             y: Tensor = layer(x)
             return y
         where = list(layer.stride), [int(size) for size in layer.padding]
+        if layer.weight.dtype == torch.float32 and self.reads_events is not False:
+            x = x.contiguous(memory_format=torch.channels_last)
         analog = x.dtype != torch.float32 or not fits(x, layer.weight, layer.bias, layer.dilation, layer.groups)
         if not analog and passes_of(x, layer.weight, layer.bias, *where, learned=False).output:
             return convolve(x, layer.weight, layer.bias, *where, learned=False)
+        if not analog and self.reads_events is None:
+            self.reads_events = prefers_events(x, layer.weight, *where)
+        if self.reads_events and not analog:
+            listed = self._packed_for_events((layer.weight,), lambda: native_event_convolution.pack(layer.weight))
+            found = native_event_convolution.forward(x, layer.weight, layer.bias, *where, most=1.0, packed=listed)
+            assert found is not None
+            return found
         settings: Any = (layer.padding, layer.stride, layer.dilation, layer.groups)
         # How many images there are changes the order as well, but only where they are few; tried with 1 to 128.
         like = min(1 << (len(x) - 1).bit_length(), 8), *x.shape[1:]

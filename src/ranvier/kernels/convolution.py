@@ -97,7 +97,8 @@ def passes_of(
     """Which passes run here, on an input of which `fits` says that it fits; arguments as of `promises`.
 
     Outputs are found from events where something is `learned` alone: how many there are differs from step to step, and
-    what a network answers must not depend on how many steps come at once.
+    what a network answers must not depend on how many steps come at once. See `prefers_events` for a network that
+    chooses once.
     """
     none = Passes(False, False, False)
     if bias is not None and (bias.dtype != weight.dtype or bias.device != x.device or bias.shape != weight.shape[:1]):
@@ -117,6 +118,23 @@ def passes_of(
     return Passes(math.prod(x.shape[2:]) <= FEW_PLACES, places <= FEW_PLACES, places <= SOME_PLACES)
 
 
+def prefers_events(x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int]) -> bool | None:
+    """Whether the output would come sooner from events, of an input like this; None if all are zero that are looked at.
+
+    For who keeps the answer: the two ways round differently.
+
+    Args:
+        x: An input of which `fits` says that it fits.
+        weight: `[O, C, kernel height, kernel width]`.
+        stride: Of y and x.
+        padding: Zeros on either side, of y and x.
+    """
+    if _unit_is_there() or x.dtype != torch.float32 or not native_event_convolution.pays(x, weight, stride, padding):
+        return False
+    share = _share_of_events(x)
+    return share <= native_event_convolution.most_forward(weight) if share else None
+
+
 def _share_of_events(x: Tensor) -> float:
     """Of values here and there, what is not zero."""
     values = x.permute(0, 2, 3, 1).flatten()
@@ -130,7 +148,7 @@ def explain_convolutions() -> str:
     if obstacle is None:
         return "matrix unit (AMX): spikes in float32, and small images in bfloat16"
     lists = native_event_convolution.obstacle()
-    how = ", but training in float32 reads spikes alone" if lists is None else f"; {lists}"
+    how = ", but in float32 training and prepared networks read spikes alone" if lists is None else f"; {lists}"
     return f"those of torch{how} ({obstacle})"
 
 

@@ -29,6 +29,7 @@ struct Work {
     float* output;       // [images, out_height, out_width, out_channels], or its gradient
     float* weight;       // [out_channels, kernel_height, kernel_width, channels], or its gradient
     const float* bias;   // [out_channels], or null
+    float* packed;       // the weights as `forward` reads them, or null
     char* scratch;       // so many bytes as `scratch_size` says
     int64_t images, height, width, channels, out_height, out_width, out_channels;
     int64_t kernel_height, kernel_width, stride_y, stride_x, padding_y, padding_x, threads;
@@ -124,6 +125,7 @@ struct Pieces {
 
 constexpr int64_t WIDE = 4 * LINE;              // filters whose sums are taken at once
 constexpr int64_t CHUNK = LINE == 8 ? 64 : 32;  // channels that are listed together
+constexpr int64_t LINES_OF_CACHE = 16;
 constexpr int64_t TILE = 256;                   // places of the output that are gone through together
 
 struct Spread {
@@ -157,7 +159,7 @@ struct SpreadScratch {
     SpreadScratch(const Work& work, const Spread& form) {
         Pieces pieces{work.scratch};
         const int64_t lists = form.part * work.height * form.chunks;
-        weights = pieces.take<float>(form.weights);
+        weights = work.packed ? work.packed : pieces.take<float>(form.weights);
         near = pieces.take<float>(work.threads * form.rows * work.out_width * WIDE);
         starts = pieces.take<int32_t>(lists * form.starts);
         events.at = pieces.take<int32_t>(lists * form.list);
@@ -239,7 +241,10 @@ void find_rows(const Work& work, const Spread& form, const SpreadScratch& scratc
     for (int64_t of_chunk = 0; of_chunk < form.chunks; ++of_chunk)
         for (int64_t tap = 0; tap < work.kernel_height; ++tap) {
             const float* slab = scratch.weights + ((block * form.chunks + of_chunk) * work.kernel_height + tap) * form.slab;
+            const int64_t ahead = ceil_of(form.slab, (last - first) * LINES_OF_CACHE) * LINES_OF_CACHE;
             for (int64_t row = first; row < last; ++row) {
+                const float* next = slab + form.slab + (row - first) * ahead;
+                for (int64_t i = 0; i < ahead; i += LINES_OF_CACHE) __builtin_prefetch(next + i, 0, 2);
                 const int64_t y = row % work.out_height * work.stride_y + tap - work.padding_y;
                 if (y < 0 || y >= work.height) continue;
                 const int64_t number = (row / work.out_height * work.height + y) * form.chunks + of_chunk;
@@ -484,6 +489,17 @@ void write(const Work& work, const Form& form, const Scratch& scratch, int64_t b
 
 }  // namespace
 
+// Floats of packed weights, which depend on nothing but the weights.
+extern "C" int64_t packed_size(const Work* work) { return Spread(*work).weights; }
+
+extern "C" int64_t pack(const Work* work) {
+    const Spread form(*work);
+#pragma omp parallel for schedule(static) num_threads(work->threads)
+    for (int64_t block = 0; block < form.blocks; ++block)
+        lay_out_weights(*work, form, work->packed + block * (form.weights / form.blocks), block);
+    return 1;
+}
+
 // Bytes of scratch.
 extern "C" int64_t scratch_forward(const Work* work) { return SpreadScratch(*work, Spread(*work)).size; }
 extern "C" int64_t scratch_grad_weight(const Work* work) { return Scratch(*work, Form(*work)).size; }
@@ -510,9 +526,11 @@ extern "C" int64_t forward(const Work* given) {
 #pragma omp single
                 dense = found > work.most * images * work.height * work.width * work.channels;
                 if (dense) break;
+                if (!work.packed) {
 #pragma omp for schedule(static)
-                for (int64_t block = 0; block < form.blocks; ++block)
-                    lay_out_weights(work, form, scratch.weights + block * (form.weights / form.blocks), block);
+                    for (int64_t block = 0; block < form.blocks; ++block)
+                        lay_out_weights(work, form, scratch.weights + block * (form.weights / form.blocks), block);
+                }
             }
             const int64_t rows = images * work.out_height, tiles = ceil_of(rows, form.rows);
 #pragma omp for schedule(dynamic)

@@ -51,7 +51,7 @@ class _Work(ctypes.Structure):
     """What the functions are given: `Work` in the source."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("input", "output", "weight", "bias", "scratch")),
+        *((name, ctypes.c_void_p) for name in ("input", "output", "weight", "bias", "packed", "scratch")),
         *(
             (name, ctypes.c_int64)
             for name in (
@@ -94,6 +94,7 @@ def forward(
     stride: Sequence[int],
     padding: Sequence[int],
     most: float | None = None,
+    packed: Tensor | None = None,
 ) -> Tensor | None:
     """Output `[N, O, H', W']` of a convolution; None where more than `most` of its input, a share, are events.
 
@@ -106,13 +107,26 @@ def forward(
         stride: Of y and x.
         padding: Zeros on either side.
         most: By default where reading all of it is faster.
+        packed: The weight by `pack`; by default it is packed here.
     """
     size = output_size(x.shape[2:], weight.shape[2:], stride, padding)
     shape = len(x), len(weight), *size
     output = torch.empty(shape, dtype=torch.float32, device="cpu", memory_format=torch.channels_last)
     ask_for_huge_pages(output)
     most = most_forward(weight) if most is None else most
-    return output if _run("forward", x, output, weight, bias, stride, padding, most) else None
+    return output if _run("forward", x, output, weight, bias, stride, padding, most, packed) else None
+
+
+def pack(weight: Tensor) -> Tensor:
+    """A weight in the order in which `forward` reads it, whatever it moves over."""
+    weight = weight.contiguous(memory_format=torch.channels_last)
+    outs, ins, *kernel = weight.shape
+    work = _Work(weight=weight.data_ptr(), images=1, height=1, width=1, channels=ins, threads=torch.get_num_threads())
+    work.out_height, work.out_width, work.out_channels, work.kernel_height, work.kernel_width = 1, 1, outs, *kernel
+    packed = torch.zeros(_library().packed_size(ctypes.byref(work)), dtype=torch.float32, device="cpu")
+    work.packed = packed.data_ptr()
+    _library().pack(ctypes.byref(work))
+    return packed
 
 
 def grad_weight(
@@ -141,9 +155,10 @@ def _run(
     stride: Sequence[int],
     padding: Sequence[int],
     most: float,
+    packed: Tensor | None = None,
 ) -> bool:
     sizes = len(x), *x.shape[2:], x.shape[1], *output.shape[2:], output.shape[1], *weight.shape[2:]
-    tensors = map(address, (x, output, weight, bias))
+    tensors = map(address, (x, output, weight, bias, packed))
     work = _Work(*tensors, None, *sizes, *stride, *padding, torch.get_num_threads(), most)
     library = _library()
     size = getattr(library, f"scratch_{name}")(ctypes.byref(work))
@@ -161,7 +176,7 @@ def obstacle() -> str | None:
 @functools.cache
 def _library() -> ctypes.CDLL:
     library = load(SOURCE, definitions(torch.float32, 0, False))
-    for name in ("forward", "grad_weight"):
-        for function in (getattr(library, name), getattr(library, f"scratch_{name}")):
-            function.argtypes, function.restype = [ctypes.POINTER(_Work)], ctypes.c_int64
+    for name in ("forward", "grad_weight", "scratch_forward", "scratch_grad_weight", "pack", "packed_size"):
+        function = getattr(library, name)
+        function.argtypes, function.restype = [ctypes.POINTER(_Work)], ctypes.c_int64
     return library
