@@ -12,12 +12,13 @@ from ranvier.kernels.native_event_convolution import (
     BLOCK,
     FEWEST_CHANNELS,
     FEWEST_TAPS,
+    LINE,
     MOST_BACKWARD,
     MOST_BACKWARD_STRIDED,
-    MOST_FORWARD,
     MOST_STRIDE,
     forward,
     grad_weight,
+    most_forward,
     obstacle,
     pack,
     pays,
@@ -173,10 +174,25 @@ def test_dense_inputs_are_left_to_others(stride: tuple[int, int], most: float) -
 
 
 @needs_avx2
-def test_outputs_of_dense_inputs_and_of_few_filters_are_left_to_others() -> None:
-    for share, outs, listed in ((0.1, BLOCK, True), (MOST_FORWARD + 0.1, BLOCK, False), (0.1, BLOCK // 2, False)):
-        given = tensors(8, 16, outs, (8, 8), (3, 3), (1, 1), (1, 1), share)
+@pytest.mark.parametrize("outs", [16, 32, 64])
+def test_outputs_of_dense_inputs_are_left_to_others(outs: int) -> None:
+    most = most_forward(torch.zeros(outs, 32, 3, 3))
+    for share, listed in ((most + 0.08, False), (most - 0.08, True)):
+        given = tensors(8, 32, outs, (8, 8), (3, 3), (1, 1), (1, 1), share)
         assert (forward(*given[1:], None, (1, 1), (1, 1)) is not None) is listed
+
+
+def test_few_filters_and_few_channels_leave_less_to_gain() -> None:
+    def most(outs: int, ins: int = 64) -> float:
+        return most_forward(torch.zeros(outs, ins, 3, 3))
+
+    wide = BLOCK * LINE
+    assert most(wide) == pytest.approx(most(2 * wide)) == pytest.approx(most(5 * wide, ins=256))
+    assert 0.4 < most(wide) < 0.5
+    assert 0 < most(LINE // 2) < most(LINE) < most(2 * LINE) < most(3 * LINE) < most(wide)
+    assert most(wide + LINE) < most(wide)  # a block of one line
+    assert 0 < most(wide, ins=8) < most(wide, ins=16) < most(wide, ins=32) < most(wide)
+    assert most(1, ins=8) == 0
 
 
 @needs_avx2

@@ -209,28 +209,32 @@ int64_t list_row(const Work& work, const Spread& form, const float* from, int64_
     return count;
 }
 
-// Adds the weights that events `first ... last` meet, times what is there, to the sums of a place.
+// Adds the weights that events `first ... last` meet, times what is there, to the sums of a place, of LINES lines of filters.
+template <int LINES>
 INLINE void add_weights(Events events, int64_t first, int64_t last, const float* weights, float* sums) {
-    Float one[4], other[4] = {};  // two of each, or every sum would wait for the one before
-    for (int line = 0; line < 4; ++line) one[line] = load(sums + line * LINE, LINE);
-    for (; first + 2 <= last; first += 2) {
-        const float *here = weights + events.at[first], *there = weights + events.at[first + 1];
-        const Float value = all(events.values[first]), next = all(events.values[first + 1]);
-        for (int line = 0; line < 4; ++line) {
-            one[line] = multiply_add(load(here + line * LINE, LINE), value, one[line]);
-            other[line] = multiply_add(load(there + line * LINE, LINE), next, other[line]);
-        }
+    constexpr int APART = LINES > 2 ? 2 : 4;  // some of each, or every sum would wait for the one before
+    Float held[APART][LINES] = {};
+    for (int line = 0; line < LINES; ++line) held[0][line] = load(sums + line * LINE, LINE);
+    const auto add = [&](int64_t i, Float(&to)[LINES]) __attribute__((always_inline)) {
+        const float* here = weights + events.at[i];
+        const Float value = all(events.values[i]);
+#pragma GCC unroll 4
+        for (int line = 0; line < LINES; ++line) to[line] = multiply_add(load(here + line * LINE, LINE), value, to[line]);
+    };
+    for (; first + APART <= last; first += APART)
+#pragma GCC unroll 4
+        for (int apart = 0; apart < APART; ++apart) add(first + apart, held[apart]);
+    for (; first < last; ++first) add(first, held[0]);
+    for (int line = 0; line < LINES; ++line) {
+        Float total = held[0][line];
+        for (int apart = 1; apart < APART; ++apart) total += held[apart][line];
+        store(sums + line * LINE, total, LINE);
     }
-    if (first < last) {
-        const float* here = weights + events.at[first];
-        const Float value = all(events.values[first]);
-        for (int line = 0; line < 4; ++line) one[line] = multiply_add(load(here + line * LINE, LINE), value, one[line]);
-    }
-    for (int line = 0; line < 4; ++line) store(sums + line * LINE, one[line] + other[line], LINE);
 }
 
-// Finds rows `first ... last` of the output of images that are listed, for a block of filters; rows of images follow each
-// other.
+// Finds rows `first ... last` of the output of images that are listed, for LINES lines of a block of filters; rows of images
+// follow each other.
+template <int LINES>
 void find_rows(const Work& work, const Spread& form, const SpreadScratch& scratch, int64_t begin, int64_t block, int64_t first,
                int64_t last, float* near) {
     const int64_t filter = block * WIDE, known = std::min(WIDE, work.out_channels - filter);
@@ -255,7 +259,7 @@ void find_rows(const Work& work, const Spread& form, const SpreadScratch& scratc
                     const int64_t x = place * work.stride_x - work.padding_x;
                     const int64_t from = std::clamp<int64_t>(x, 0, work.width);
                     const int64_t to = std::clamp<int64_t>(x + work.kernel_width, from, work.width);
-                    add_weights(events, starts[from], starts[to], slab - x * form.chunk * WIDE, sums);
+                    add_weights<LINES>(events, starts[from], starts[to], slab - x * form.chunk * WIDE, sums);
                 }
             }
         }
@@ -263,6 +267,9 @@ void find_rows(const Work& work, const Spread& form, const SpreadScratch& scratc
     for (int64_t place = 0; place < places; ++place, to += work.out_channels)
         std::memcpy(to, near + place * WIDE, known * sizeof *to);
 }
+
+using FindRows = void (*)(const Work&, const Spread&, const SpreadScratch&, int64_t, int64_t, int64_t, int64_t, float*);
+constexpr FindRows FIND_ROWS[WIDE / LINE] = {find_rows<1>, find_rows<2>, find_rows<3>, find_rows<4>};
 
 // --------------------------------------------------------------------------------------------- the gradient of the weights
 
@@ -535,8 +542,9 @@ extern "C" int64_t forward(const Work* given) {
             const int64_t rows = images * work.out_height, tiles = ceil_of(rows, form.rows);
 #pragma omp for schedule(dynamic)
             for (int64_t item = 0; item < tiles * form.blocks; ++item) {
-                const int64_t first = item % tiles * form.rows;
-                find_rows(work, form, scratch, begin, item / tiles, first, std::min(first + form.rows, rows), near);
+                const int64_t first = item % tiles * form.rows, block = item / tiles;
+                const int64_t lines = ceil_of(std::min(WIDE, work.out_channels - block * WIDE), LINE);
+                FIND_ROWS[lines - 1](work, form, scratch, begin, block, first, std::min(first + form.rows, rows), near);
             }
         }
     }

@@ -25,17 +25,21 @@ SOURCE = Path(__file__).with_suffix(".cpp")
 NEEDED = ("avx2", "fma")
 """Features of the processor: on others it would run, but nobody has measured whether it is faster."""
 
-MOST_FORWARD = 0.45
-"""Share of the input from which the output comes sooner if all of it is read."""
-
 MOST_BACKWARD, MOST_BACKWARD_STRIDED = 0.5, 0.35
-"""The same, of the gradient of the weights; with a stride an event meets fewer of them."""
+"""Share of the input from which the gradient of the weights comes sooner if all of it is read; with a stride an event
+meets fewer of them.
+"""
 
-FULL = 0.75
-"""Part of a block of filters that must exist for an output: sums of the rest would be taken in vain."""
+LINE, BLOCK = 8, 4
+"""Filters of a line, lines whose outputs are summed at once; with AVX-512 there are 16 in a line."""
 
-BLOCK = 32
-"""Filters whose outputs are summed at once; twice as many with AVX-512."""
+CHANNELS = 64
+"""That are listed together; half of them with AVX-512."""
+
+READ_ALL, START, EVENT, LINE_OF_EVENT = 0.6, 36.0, 1.9, 0.75
+"""Cycles (Zen, AVX2) of a value and a line of filters where all is read, and from events: to begin with a row of
+weights at a place, for an event, and for each line of weights that it meets.
+"""
 
 FEWEST_TAPS = 4
 """Weights of a channel from which it pays to list events: each is read for all of them at once."""
@@ -65,8 +69,12 @@ class _Work(ctypes.Structure):
 
 def most_forward(weight: Tensor) -> float:
     """Share of the input that may be events, for the output."""
-    outs = len(weight)
-    return MOST_FORWARD if outs >= FULL * BLOCK * -(-outs // BLOCK) else 0.0
+    outs, ins, _, width = weight.shape
+    values = min(ins, CHANNELS) * width
+    lines = -(-outs // LINE)
+    blocks = -(-lines // BLOCK)
+    gained = READ_ALL * values * outs / LINE - START * blocks
+    return max(0.0, gained / (values * (EVENT * blocks + LINE_OF_EVENT * lines)))
 
 
 def most_backward(stride: Sequence[int]) -> float:
