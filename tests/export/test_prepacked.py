@@ -85,6 +85,8 @@ def test_answers_from_spikes_do_not_depend_on_what_else_there_is(layer: Prepacke
     for count in (1, 3, 16):
         assert torch.equal(torch.cat([layer(part) for part in x.split(count)]), whole)
     assert torch.equal(layer(x.contiguous()), whole)  # whatever their layout
+    with pytest.raises(RuntimeError):
+        layer(x[:, 1:])  # and what cannot be convolved is refused as ever
     layer.layer.weight.data = 2 * layer.layer.weight  # other weights are packed anew
     torch.testing.assert_close(layer(x), layer.layer(x), rtol=1e-5, atol=1e-5)
 

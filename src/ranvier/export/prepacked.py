@@ -75,6 +75,23 @@ class Prepacked(nn.Module):
             self._packed = {**kept, size: found}
         return found
 
+    def _from_spikes(self, x: Tensor) -> Tensor | None:
+        """The output where a kernel for spikes, or for what is mostly zero, runs here and pays; else None."""
+        layer = self.layer
+        if self.reads_events is not False:
+            x = x.contiguous(memory_format=torch.channels_last)
+        if not fits(x, layer.weight, layer.bias, layer.dilation, layer.groups):
+            return None
+        where = list(layer.stride), [int(size) for size in layer.padding]
+        if passes_of(x, layer.weight, layer.bias, *where, learned=False).output:
+            return convolve(x, layer.weight, layer.bias, *where, learned=False)
+        if self.reads_events is None:
+            self.reads_events = prefers_events(x, layer.weight, *where)
+        if not self.reads_events or not native_event_convolution.pays(x, layer.weight, *where):
+            return None
+        packed = self._packed_for_events((layer.weight,), lambda: native_event_convolution.pack(layer.weight))
+        return native_event_convolution.forward(x, layer.weight, layer.bias, *where, most=1.0, packed=packed)
+
     def forward(self, x: Tensor) -> Tensor:
         """Map `[N, C, H, W]` to `[N, O, H', W']`."""
         layer = self.layer
@@ -82,19 +99,10 @@ class Prepacked(nn.Module):
         if torch.compiler.is_compiling() or x.device.type != "cpu" or x.numel() == 0 or not packs(layer.weight.dtype):
             y: Tensor = layer(x)
             return y
-        where = list(layer.stride), [int(size) for size in layer.padding]
-        if layer.weight.dtype == torch.float32 and self.reads_events is not False:
-            x = x.contiguous(memory_format=torch.channels_last)
-        analog = x.dtype != torch.float32 or not fits(x, layer.weight, layer.bias, layer.dilation, layer.groups)
-        if not analog and passes_of(x, layer.weight, layer.bias, *where, learned=False).output:
-            return convolve(x, layer.weight, layer.bias, *where, learned=False)
-        if not analog and self.reads_events is None:
-            self.reads_events = prefers_events(x, layer.weight, *where)
-        if self.reads_events and not analog:
-            listed = self._packed_for_events((layer.weight,), lambda: native_event_convolution.pack(layer.weight))
-            found = native_event_convolution.forward(x, layer.weight, layer.bias, *where, most=1.0, packed=listed)
-            assert found is not None
-            return found
+        if x.dtype == torch.float32:
+            found = self._from_spikes(x)
+            if found is not None:
+                return found
         settings: Any = (layer.padding, layer.stride, layer.dilation, layer.groups)
         # How many images there are changes the order as well, but only where they are few; tried with 1 to 128.
         like = min(1 << (len(x) - 1).bit_length(), 8), *x.shape[1:]

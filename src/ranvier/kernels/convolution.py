@@ -104,10 +104,10 @@ def passes_of(
     if bias is not None and (bias.dtype != weight.dtype or bias.device != x.device or bias.shape != weight.shape[:1]):
         return none
     if not _unit_is_there():
-        if x.dtype != torch.float32 or not native_event_convolution.pays(x, weight, stride, padding):
+        if not learned or x.dtype != torch.float32 or not native_event_convolution.pays(x, weight, stride, padding):
             return none
         share = _share_of_events(x)
-        output = learned and share <= native_event_convolution.most_forward(weight)
+        output = share <= native_event_convolution.most_forward(weight)
         return Passes(output, False, share <= native_event_convolution.most_backward(stride))
     if not native_convolution.pays(x, weight, stride, padding):
         return none
