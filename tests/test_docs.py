@@ -30,3 +30,23 @@ def test_commands_in_the_docs_parse(page: Path, capsys: pytest.CaptureFixture[st
             with pytest.raises(SystemExit) as exit_:
                 main([*words[words.index("ranvier") + 1 :], "--help"])
             assert exit_.value.code == 0, line
+
+
+@pytest.mark.parametrize("folder", sorted(DOCS.glob("results/networks/*/")), ids=lambda folder: folder.name)
+def test_networks_of_the_results_are_those_of_their_runs(folder: Path) -> None:
+    import json
+
+    import torch
+
+    from ranvier.recipes import load_trained
+
+    trained = load_trained(folder)
+    result = json.loads((folder / "results.json").read_text())
+    assert trained.card["result"] == result
+    assert "/" not in result["recipe"]["data"].replace("uoft-cs/", ""), "a path of somebody's machine"
+    images = torch.zeros(2, trained.form.channels, trained.form.image_size, trained.form.image_size)
+    with torch.no_grad():
+        logits = trained.model.eval()(images, 1)
+    assert logits.shape == (1, 2, len(trained.form.classes))
+    assert torch.equal(logits[0, 0], logits[0, 1])
+    assert logits.isfinite().all()
